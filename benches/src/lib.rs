@@ -1,0 +1,1 @@
+//! Criterion benches, and the library of postern bench: packet generator, comparison, report.

@@ -1,0 +1,1 @@
+//! Memory of connections: flow table, TCP tracker, timer wheel.

@@ -1,0 +1,156 @@
+//! What one worker counts. The worker writes, any thread reads.
+
+use postern_measurement::Counter;
+
+use crate::verdict::DropReason;
+
+/// Counters of one worker. In frames unless said otherwise.
+///
+/// At every moment between bursts: `received + handed_in = forwarded + answered + punted + handed_out + Σ drops + held`,
+/// where `forwarded` and `answered` count what the kernel accepted; frames of the forwarder's own making are in `made`.
+#[derive(Debug)]
+pub struct WorkerCounters {
+    /// Frames that the devices delivered.
+    pub received: Counter,
+    /// Frames taken from other workers.
+    pub handed_in: Counter,
+    /// Frames handed to other workers.
+    pub handed_out: Counter,
+    /// Translated frames that the kernel accepted, frames that had waited for a neighbour included.
+    pub forwarded: Counter,
+    /// Frames turned into an answer, accepted by the kernel.
+    pub answered: Counter,
+    /// Frames passed to the control-side thread.
+    pub punted: Counter,
+    /// Frames held now for a neighbour (gauge).
+    pub held: Counter,
+    /// Frames of the forwarder's own making that the kernel accepted; in no other counter.
+    pub made: Counter,
+    /// Frames of the forwarder's own making that the kernel refused; in no other counter.
+    pub made_refused: Counter,
+    /// Drops by reason.
+    pub drops: [Counter; DropReason::COUNT],
+    /// Live flows (gauge).
+    pub flows: Counter,
+    /// Half-open TCP flows (gauge).
+    pub half_open: Counter,
+    /// Flows made.
+    pub flows_new: Counter,
+    /// Flows ended.
+    pub flows_ended: Counter,
+    /// Ports given before their rest was over, because no other was free.
+    pub ports_early: Counter,
+    /// Half-open flows evicted for their port.
+    pub half_open_evicted: Counter,
+    /// Flows made with a port of this worker for another worker's bucket.
+    pub flows_lent: Counter,
+    /// Bursts processed.
+    pub bursts: Counter,
+    /// By endpoint index.
+    pub endpoints: Box<[EndpointCounters]>,
+    /// By target index.
+    pub targets: Box<[TargetCounters]>,
+}
+
+/// Counters of one endpoint address at one worker: 128 bytes. Packets and bytes are IP datagrams; a super-frame counts as
+/// its segments with their headers.
+#[derive(Debug, Default)]
+#[repr(align(128))]
+pub struct EndpointCounters {
+    /// From the consumer.
+    pub packets_forward: Counter,
+    /// Bytes from the consumer.
+    pub bytes_forward: Counter,
+    /// To the consumer.
+    pub packets_reverse: Counter,
+    /// Bytes to the consumer.
+    pub bytes_reverse: Counter,
+    /// Live flows (gauge).
+    pub flows: Counter,
+    /// Flows made.
+    pub flows_new: Counter,
+    /// Frames dropped.
+    pub drops: Counter,
+    /// Flows refused because all ports toward their target were in use.
+    pub port_allocation_errors: Counter,
+    /// RSTs from clients.
+    pub client_resets: Counter,
+    /// RSTs from targets.
+    pub target_resets: Counter,
+    /// RSTs of our own.
+    pub own_resets: Counter,
+}
+
+/// Counters of one target at one worker.
+#[derive(Debug, Default)]
+#[repr(align(64))]
+pub struct TargetCounters {
+    /// To the target.
+    pub packets_forward: Counter,
+    /// Bytes to the target.
+    pub bytes_forward: Counter,
+    /// From the target.
+    pub packets_reverse: Counter,
+    /// Bytes from the target.
+    pub bytes_reverse: Counter,
+    /// Live flows (gauge).
+    pub flows: Counter,
+    /// Flows made.
+    pub flows_new: Counter,
+    /// Flows refused because all ports toward the target were in use.
+    pub port_allocation_errors: Counter,
+}
+
+impl WorkerCounters {
+    /// All zero, with room for so many endpoint addresses and targets.
+    #[must_use]
+    pub fn new(endpoints: usize, targets: usize) -> Self {
+        Self {
+            received: Counter::default(),
+            handed_in: Counter::default(),
+            handed_out: Counter::default(),
+            forwarded: Counter::default(),
+            answered: Counter::default(),
+            punted: Counter::default(),
+            held: Counter::default(),
+            made: Counter::default(),
+            made_refused: Counter::default(),
+            drops: std::array::from_fn(|_| Counter::default()),
+            flows: Counter::default(),
+            half_open: Counter::default(),
+            flows_new: Counter::default(),
+            flows_ended: Counter::default(),
+            ports_early: Counter::default(),
+            half_open_evicted: Counter::default(),
+            flows_lent: Counter::default(),
+            bursts: Counter::default(),
+            endpoints: (0..endpoints).map(|_| EndpointCounters::default()).collect(),
+            targets: (0..targets).map(|_| TargetCounters::default()).collect(),
+        }
+    }
+
+    /// Counts `frames` drops.
+    #[inline]
+    pub fn drop(&self, reason: DropReason, frames: u64) {
+        self.drops[reason as usize].add(frames);
+    }
+
+    /// Sum of all drops.
+    #[must_use]
+    pub fn dropped(&self) -> u64 {
+        self.drops.iter().map(Counter::get).sum()
+    }
+
+    /// Frames that came in minus frames that were accounted for: zero between bursts.
+    #[must_use]
+    pub fn imbalance(&self) -> i128 {
+        let into = self.received.get() + self.handed_in.get();
+        let out = self.forwarded.get()
+            + self.answered.get()
+            + self.punted.get()
+            + self.handed_out.get()
+            + self.dropped()
+            + self.held.get();
+        i128::from(into) - i128::from(out)
+    }
+}

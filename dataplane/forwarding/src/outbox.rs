@@ -1,0 +1,150 @@
+//! Frames of the forwarder's own making, and frames that had waited: preallocated buffers that the worker sends.
+
+use postern_wire::frame::HEADROOM;
+use postern_wire::{AttachmentIndex, Frame, Offload, PortIndex};
+use std::net::Ipv4Addr;
+
+use crate::verdict::WorkerIndex;
+
+/// What a frame in the outbox is, for the counters.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Origin {
+    /// A received frame that had been held; counts as forwarded once the kernel accepts it, else as refused.
+    Held,
+    /// Made by the forwarder.
+    Made,
+}
+
+#[derive(Debug)]
+struct Entry {
+    egress: PortIndex,
+    origin: Origin,
+    length: usize,
+    offload: Offload,
+}
+
+/// A request to the one owner of the neighbour tables: find the MAC address of a next hop.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
+pub struct NeighbourRequest {
+    /// Where to ask.
+    pub attachment: AttachmentIndex,
+    /// Whom.
+    pub address: Ipv4Addr,
+}
+
+/// From one worker to another, beside handed frames.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum PeerMessage {
+    /// The flow of this consumer-side key lives at the sender, with one of its ports.
+    Lent {
+        /// The forward key.
+        key: postern_wire::FlowKey,
+        /// Where the flow lives.
+        holder: WorkerIndex,
+    },
+    /// That flow has ended.
+    Returned {
+        /// The forward key.
+        key: postern_wire::FlowKey,
+    },
+}
+
+/// Bounded room for frames to send, neighbour requests and messages to other workers. The worker empties it after each call.
+#[derive(Debug)]
+pub struct Outbox {
+    buffers: Vec<Box<[u8]>>,
+    entries: Vec<Entry>,
+    requests: Vec<NeighbourRequest>,
+    messages: Vec<(WorkerIndex, PeerMessage)>,
+}
+
+/// Size of an outbox buffer behind its headroom, in bytes: a super-frame with its Ethernet header.
+pub const BUFFER: usize = 65_536 + 64;
+
+impl Outbox {
+    /// Room for `frames` frames, and as many requests and messages.
+    #[must_use]
+    pub fn new(frames: usize) -> Self {
+        Self {
+            buffers: (0..frames).map(|_| vec![0; HEADROOM + BUFFER].into_boxed_slice()).collect(),
+            entries: Vec::with_capacity(frames),
+            requests: Vec::with_capacity(frames),
+            messages: Vec::with_capacity(frames),
+        }
+    }
+
+    /// Adds a frame of at most `length` bytes that `write` fills in and whose length it returns; false if there is no room.
+    pub fn push(
+        &mut self,
+        egress: PortIndex,
+        origin: Origin,
+        offload: Offload,
+        length: usize,
+        write: impl FnOnce(&mut [u8]) -> usize,
+    ) -> bool {
+        let at = self.entries.len();
+        let Some(buffer) = self.buffers.get_mut(at).filter(|_| length <= BUFFER) else {
+            return false;
+        };
+        let written = write(&mut buffer[HEADROOM..HEADROOM + length]).min(length);
+        self.entries.push(Entry { egress, origin, length: written, offload });
+        true
+    }
+
+    /// How many more frames fit.
+    #[must_use]
+    pub fn room(&self) -> usize {
+        self.buffers.len() - self.entries.len()
+    }
+
+    /// Asks for a neighbour; a request that does not fit is lost (the frame that needs it will ask again).
+    pub fn request(&mut self, request: NeighbourRequest) {
+        if self.requests.len() < self.requests.capacity() && !self.requests.contains(&request) {
+            self.requests.push(request);
+        }
+    }
+
+    /// Adds a message to another worker; false if there is no room.
+    pub fn message(&mut self, to: WorkerIndex, message: PeerMessage) -> bool {
+        let fits = self.messages.len() < self.messages.capacity();
+        if fits {
+            self.messages.push((to, message));
+        }
+        fits
+    }
+
+    /// The frames to send: egress port, what it is, frame.
+    pub fn frames(&mut self) -> impl Iterator<Item = (PortIndex, Origin, Frame<'_>)> {
+        self.buffers.iter_mut().zip(&self.entries).filter_map(|(buffer, entry)| {
+            let mut frame = Frame::new(buffer, HEADROOM, entry.length)?;
+            frame.offload = entry.offload;
+            Some((entry.egress, entry.origin, frame))
+        })
+    }
+
+    /// Neighbour requests.
+    #[must_use]
+    pub fn requests(&self) -> &[NeighbourRequest] {
+        &self.requests
+    }
+
+    /// Messages to other workers.
+    #[must_use]
+    pub fn messages(&self) -> &[(WorkerIndex, PeerMessage)] {
+        &self.messages
+    }
+
+    /// Whether there is nothing to do.
+    #[inline]
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.entries.is_empty() && self.requests.is_empty() && self.messages.is_empty()
+    }
+
+    /// Empties it; buffers stay.
+    pub fn clear(&mut self) {
+        self.entries.clear();
+        self.requests.clear();
+        self.messages.clear();
+    }
+}

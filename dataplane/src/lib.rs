@@ -1,0 +1,1 @@
+//! The role that moves packets: startup, workers, supervisor, neighbours, inspection.

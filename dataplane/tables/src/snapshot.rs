@@ -1,0 +1,300 @@
+//! The compiled tables. A snapshot never changes; workers share it by pointer and take a new one at a burst boundary.
+//!
+//! Everything is an index into a vector of this snapshot. Indices of endpoints and targets stay the same from one
+//! snapshot to the next for as long as the object lives; flows store them with the object's incarnation.
+
+use std::collections::HashMap;
+use std::net::Ipv4Addr;
+use std::ops::RangeInclusive;
+use std::sync::Arc;
+
+use postern_selection::{MaglevTable, SelectionHash};
+use postern_wire::{AttachmentIndex, Ipv4Prefix, MacAddress, PortIndex};
+
+/// Counts snapshots: a larger one is newer.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Default, Hash)]
+pub struct Generation(pub u64);
+
+macro_rules! index {
+    ($(#[$doc:meta])* $name:ident) => {
+        $(#[$doc])*
+        #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Hash, Default)]
+        pub struct $name(pub u32);
+
+        impl $name {
+            /// The index as a position in its vector.
+            #[inline]
+            #[must_use]
+            pub const fn at(self) -> usize {
+                self.0 as usize
+            }
+        }
+    };
+}
+
+index! {
+    /// Index of a VPC.
+    VpcIndex
+}
+index! {
+    /// Index of an interface endpoint's address. An endpoint with two addresses has two, with the same id.
+    EndpointIndex
+}
+index! {
+    /// Index of an endpoint service.
+    ServiceIndex
+}
+index! {
+    /// Index of a listener.
+    ListenerIndex
+}
+index! {
+    /// Index of a target group.
+    TargetGroupIndex
+}
+index! {
+    /// Index of a target.
+    TargetIndex
+}
+index! {
+    /// Index of an SNAT pool.
+    PoolIndex
+}
+
+/// Everything that the workers of a gateway need to decide.
+#[derive(Debug, Default)]
+pub struct Snapshot {
+    /// Which snapshot this is.
+    pub generation: Generation,
+    /// Ports, in the order of the configuration. Fixed for the life of the process.
+    pub ports: Vec<Port>,
+    /// Tenants' networks.
+    pub vpcs: Vec<Vpc>,
+    /// How the gateway reaches the VPCs; by [`AttachmentIndex`].
+    pub attachments: Vec<Attachment>,
+    /// Endpoint addresses by [`EndpointIndex`]; `None` where an index is free.
+    pub endpoints: Vec<Option<Endpoint>>,
+    /// Services by [`ServiceIndex`].
+    pub services: Vec<Service>,
+    /// Listeners by [`ListenerIndex`].
+    pub listeners: Vec<Listener>,
+    /// Target groups by [`TargetGroupIndex`].
+    pub target_groups: Vec<TargetGroup>,
+    /// Targets by [`TargetIndex`]; `None` where an index is free.
+    pub targets: Vec<Option<Target>>,
+    /// SNAT pools by [`PoolIndex`].
+    pub pools: Vec<SnatPool>,
+    /// Endpoint and SNAT addresses: what Postern answers for.
+    pub local: HashMap<(VpcIndex, Ipv4Addr), LocalAddress>,
+    /// Keyed hash of the target choice; the same on every gateway.
+    pub selection: SelectionHash,
+}
+
+/// An interface that the gateway uses.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Port {
+    /// Linux interface name.
+    pub interface: String,
+    /// Whether the host uses the interface too.
+    pub shared: bool,
+}
+
+/// A tenant's network.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Vpc {
+    /// `vpc-…`.
+    pub id: String,
+    /// Routes of all its attachments, longest prefix first.
+    pub routes: Vec<Route>,
+}
+
+/// One way out of a VPC.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Route {
+    /// Destinations.
+    pub destination: Ipv4Prefix,
+    /// The attachment to send on.
+    pub attachment: AttachmentIndex,
+    /// The router, or `None` where destinations are neighbours themselves (on-link).
+    pub via: Option<Ipv4Addr>,
+}
+
+/// How replies find their way to a consumer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum ReturnPath {
+    /// By the VPC's routes.
+    #[default]
+    Route,
+    /// To the MAC address from which the flow's first packet came.
+    LastHop,
+}
+
+/// How the gateway reaches a VPC.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Attachment {
+    /// Name from the configuration.
+    pub name: String,
+    /// The VPC behind it.
+    pub vpc: VpcIndex,
+    /// The port that carries it.
+    pub port: PortIndex,
+    /// 802.1Q VLAN identifier, 1…4094; `None` for untagged.
+    pub vlan: Option<u16>,
+    /// Largest IP datagram that may be sent, in bytes; `None`: the interface's own MTU.
+    pub mtu: Option<u16>,
+    /// How replies go back.
+    pub return_path: ReturnPath,
+    /// On-link prefixes.
+    pub prefixes: Vec<Ipv4Prefix>,
+    /// A MAC address of its own, where the port's is not to be used.
+    pub mac: Option<MacAddress>,
+}
+
+/// What an address that Postern answers for is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LocalAddress {
+    /// An interface endpoint's address.
+    Endpoint(EndpointIndex),
+    /// An address of an SNAT pool.
+    Snat(PoolIndex),
+}
+
+/// One address of an interface endpoint.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Endpoint {
+    /// `vpce-` and 17 hexadecimal digits.
+    pub id: String,
+    /// The consumer's VPC.
+    pub vpc: VpcIndex,
+    /// The address in it.
+    pub address: Ipv4Addr,
+    /// What it stands for.
+    pub service: ServiceIndex,
+    /// Distinguishes the holders of one index.
+    pub incarnation: u32,
+    /// Moves when the access or the rules of this endpoint change; never the same for two endpoints or incarnations, so
+    /// that one comparison tells a flow whether it must be judged again. Zero is never used.
+    pub policy_epoch: u32,
+    /// Largest IP datagram through this endpoint, in bytes.
+    pub mtu: u16,
+    /// Whether ICMP echo to the address is answered.
+    pub echo: bool,
+}
+
+/// An endpoint service.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Service {
+    /// `vpce-svc-` and 17 hexadecimal digits.
+    pub id: String,
+    /// Listeners by (IP protocol number, port), sorted.
+    pub listeners: Vec<((u8, u16), ListenerIndex)>,
+}
+
+/// A listener of a load balancer.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Listener {
+    /// Name of its load balancer.
+    pub load_balancer: String,
+    /// IP protocol number: 6 or 17.
+    pub protocol: u8,
+    /// Port, 1…65535.
+    pub port: u16,
+    /// Target groups with cumulative weights: a flow whose hash, reduced to 0…total-1, is below the first larger value
+    /// goes there. Groups of weight 0 are not in the list.
+    pub groups: Vec<(u32, TargetGroupIndex)>,
+    /// Idle time of an established flow, in seconds: TCP 60…6000 (350), UDP 10…6000 (120).
+    pub idle_seconds: u16,
+    /// Upper bound of the MSS option in SYN and SYN-ACK, in bytes; `None`: from the MTUs only.
+    pub mss: Option<u16>,
+}
+
+/// Targets with a selection table.
+#[derive(Debug, Clone)]
+pub struct TargetGroup {
+    /// Name from the configuration.
+    pub name: String,
+    /// The provider's VPC.
+    pub vpc: VpcIndex,
+    /// The addresses and ports that the targets see.
+    pub pool: PoolIndex,
+    /// Members, in the order of the selection table's numbering.
+    pub members: Vec<TargetIndex>,
+    /// Hash to position in `members`; `None` when no member has weight.
+    pub table: Option<Arc<MaglevTable>>,
+}
+
+/// A target: an address and port of the provider's.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Target {
+    /// Its VPC.
+    pub vpc: VpcIndex,
+    /// Its address.
+    pub address: Ipv4Addr,
+    /// Its port.
+    pub port: u16,
+    /// Name of the group, for counters and listings.
+    pub group: String,
+    /// Weight, 0…999.
+    pub weight: u16,
+    /// Distinguishes the holders of one index.
+    pub incarnation: u32,
+}
+
+/// Addresses and ports that targets see as the source.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SnatPool {
+    /// Name from the configuration.
+    pub name: String,
+    /// The provider's VPC.
+    pub vpc: VpcIndex,
+    /// Its addresses.
+    pub addresses: Vec<Ipv4Addr>,
+    /// Ports of each address, within 1024…65535.
+    pub ports: RangeInclusive<u16>,
+    /// How long a freed port rests before it is used again toward the same target, in seconds, 0…240 (60).
+    pub rest_seconds: u16,
+}
+
+impl Snapshot {
+    /// The attachment whose frames come in on `port` with VLAN identifier `vlan` (0: untagged).
+    #[must_use]
+    pub fn attachment(&self, port: PortIndex, vlan: u16) -> Option<AttachmentIndex> {
+        let matches = |attachment: &Attachment| attachment.port == port && attachment.vlan.unwrap_or(0) == vlan;
+        self.attachments.iter().position(matches).map(|at| AttachmentIndex(at as u16))
+    }
+
+    /// What `address` is to Postern in the VPC behind `attachment`.
+    #[must_use]
+    pub fn local(&self, attachment: AttachmentIndex, address: Ipv4Addr) -> Option<LocalAddress> {
+        let vpc = self.attachments.get(usize::from(attachment.0))?.vpc;
+        self.local.get(&(vpc, address)).copied()
+    }
+
+    /// The best route to `destination` in a VPC.
+    #[must_use]
+    pub fn route(&self, vpc: VpcIndex, destination: Ipv4Addr) -> Option<&Route> {
+        self.vpcs.get(vpc.at())?.routes.iter().find(|route| route.destination.contains(destination))
+    }
+
+    /// The endpoint at an index.
+    #[inline]
+    #[must_use]
+    pub fn endpoint(&self, index: EndpointIndex) -> Option<&Endpoint> {
+        self.endpoints.get(index.at())?.as_ref()
+    }
+
+    /// The target at an index.
+    #[inline]
+    #[must_use]
+    pub fn target(&self, index: TargetIndex) -> Option<&Target> {
+        self.targets.get(index.at())?.as_ref()
+    }
+
+    /// The listener of a service for an IP protocol and port.
+    #[must_use]
+    pub fn listener(&self, service: ServiceIndex, protocol: u8, port: u16) -> Option<ListenerIndex> {
+        let listeners = &self.services.get(service.at())?.listeners;
+        let at = listeners.binary_search_by_key(&(protocol, port), |entry| entry.0).ok()?;
+        Some(listeners[at].1)
+    }
+}

@@ -1,0 +1,152 @@
+//! The key by which a connection is found.
+
+use std::fmt;
+use std::net::{Ipv4Addr, SocketAddrV4};
+
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
+
+/// Index of an attachment (how the gateway reaches a VPC: a port, or a VLAN on a port) in a snapshot.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug, Default)]
+pub struct AttachmentIndex(pub u16);
+
+/// Which half of a connection a packet belongs to.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum Direction {
+    /// From the consumer to the target.
+    Forward,
+    /// From the target to the consumer.
+    Reverse,
+}
+
+/// Addresses, ports, protocol and attachment of one direction of an IPv4 connection: 16 bytes.
+///
+/// Layout: source address, destination address (4 + 4), source port, destination port (2 + 2), all in network order
+/// exactly as they stand in the packet, attachment (2, little-endian), protocol (1), zero (1).
+#[derive(Clone, Copy, PartialEq, Eq, Hash, FromBytes, IntoBytes, Immutable, KnownLayout, Default)]
+#[repr(C)]
+pub struct FlowKey {
+    /// Both addresses: the eight bytes at offset 12 of the IPv4 header, read as little-endian.
+    pub addresses: u64,
+    /// Bits 0…31 the four port bytes read as little-endian, 32…47 the attachment, 48…55 the protocol.
+    pub rest: u64,
+}
+
+impl FlowKey {
+    /// Builds a key from its parts.
+    #[must_use]
+    pub fn new(attachment: AttachmentIndex, protocol: u8, source: SocketAddrV4, destination: SocketAddrV4) -> Self {
+        let half = |address: Ipv4Addr| u64::from(u32::from_le_bytes(address.octets()));
+        let port = |port: u16| u32::from(port.swap_bytes());
+        Self::from_wire(
+            attachment,
+            protocol,
+            half(*source.ip()) | half(*destination.ip()) << 32,
+            port(source.port()) | port(destination.port()) << 16,
+        )
+    }
+
+    /// Builds a key from the address bytes and port bytes of a packet, read as little-endian integers.
+    #[inline]
+    #[must_use]
+    pub const fn from_wire(attachment: AttachmentIndex, protocol: u8, addresses: u64, ports: u32) -> Self {
+        Self { addresses, rest: ports as u64 | (attachment.0 as u64) << 32 | (protocol as u64) << 48 }
+    }
+
+    /// The key of the answering packet: source and destination exchanged.
+    #[inline]
+    #[must_use]
+    pub const fn reversed(self) -> Self {
+        let ports = (self.rest as u32).rotate_left(16);
+        Self { addresses: self.addresses.rotate_left(32), rest: (self.rest & !0xffff_ffff) | ports as u64 }
+    }
+
+    /// The same key on another attachment.
+    #[inline]
+    #[must_use]
+    pub const fn on(self, attachment: AttachmentIndex) -> Self {
+        Self { addresses: self.addresses, rest: (self.rest & !(0xffff << 32)) | (attachment.0 as u64) << 32 }
+    }
+
+    /// The four port bytes as they stand in the packet, read as little-endian.
+    #[inline]
+    #[must_use]
+    pub const fn ports(self) -> u32 {
+        self.rest as u32
+    }
+
+    /// Source address.
+    #[must_use]
+    pub const fn source(self) -> Ipv4Addr {
+        Ipv4Addr::from_octets((self.addresses as u32).to_le_bytes())
+    }
+
+    /// Destination address.
+    #[must_use]
+    pub const fn destination(self) -> Ipv4Addr {
+        Ipv4Addr::from_octets(((self.addresses >> 32) as u32).to_le_bytes())
+    }
+
+    /// Source port (TCP, UDP).
+    #[must_use]
+    pub const fn source_port(self) -> u16 {
+        (self.rest as u16).swap_bytes()
+    }
+
+    /// Destination port (TCP, UDP).
+    #[must_use]
+    pub const fn destination_port(self) -> u16 {
+        ((self.rest >> 16) as u16).swap_bytes()
+    }
+
+    /// Source address and port.
+    #[must_use]
+    pub const fn source_socket(self) -> SocketAddrV4 {
+        SocketAddrV4::new(self.source(), self.source_port())
+    }
+
+    /// Destination address and port.
+    #[must_use]
+    pub const fn destination_socket(self) -> SocketAddrV4 {
+        SocketAddrV4::new(self.destination(), self.destination_port())
+    }
+
+    /// The attachment on which packets of this direction arrive.
+    #[inline]
+    #[must_use]
+    pub const fn attachment(self) -> AttachmentIndex {
+        AttachmentIndex((self.rest >> 32) as u16)
+    }
+
+    /// IP protocol number (6 TCP, 17 UDP).
+    #[inline]
+    #[must_use]
+    pub const fn protocol(self) -> u8 {
+        (self.rest >> 48) as u8
+    }
+}
+
+impl fmt::Debug for FlowKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (source, destination) = (self.source_socket(), self.destination_socket());
+        write!(f, "{source} > {destination} protocol {} attachment {}", self.protocol(), self.attachment().0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_parts_come_back_and_reversing_twice_is_the_identity() {
+        let source = SocketAddrV4::new(Ipv4Addr::new(10, 1, 2, 3), 12345);
+        let destination = SocketAddrV4::new(Ipv4Addr::new(10, 9, 8, 7), 443);
+        let key = FlowKey::new(AttachmentIndex(7), 6, source, destination);
+        assert_eq!((key.source_socket(), key.destination_socket()), (source, destination));
+        assert_eq!((key.attachment(), key.protocol()), (AttachmentIndex(7), 6));
+        let back = key.reversed();
+        assert_eq!((back.source_socket(), back.destination_socket()), (destination, source));
+        assert_eq!(back.reversed(), key);
+        assert_eq!(key.on(AttachmentIndex(2)).attachment(), AttachmentIndex(2));
+        assert_eq!(key.on(AttachmentIndex(2)).protocol(), 6);
+    }
+}

@@ -1,0 +1,244 @@
+//! One look at a received frame: every check that a packet must pass before anything is decided, and the offsets and
+//! flow key that all later steps use. Nothing behind this point reads outside what was checked here.
+
+use crate::checksum::fold;
+use crate::frame::{Frame, NO_VLAN};
+use crate::key::{AttachmentIndex, FlowKey};
+
+/// EtherType of IPv4.
+pub const ETHERTYPE_IPV4: u16 = 0x0800;
+/// EtherType of ARP.
+pub const ETHERTYPE_ARP: u16 = 0x0806;
+/// EtherType of an IEEE 802.1Q tag.
+pub const ETHERTYPE_VLAN: u16 = 0x8100;
+/// EtherType of an IEEE 802.1ad service tag.
+pub const ETHERTYPE_SERVICE_VLAN: u16 = 0x88a8;
+/// EtherType of IPv6.
+pub const ETHERTYPE_IPV6: u16 = 0x86dd;
+
+/// IP protocol number of ICMP.
+pub const PROTOCOL_ICMP: u8 = 1;
+/// IP protocol number of TCP.
+pub const PROTOCOL_TCP: u8 = 6;
+/// IP protocol number of UDP.
+pub const PROTOCOL_UDP: u8 = 17;
+
+/// What kind of packet a frame carries.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum PacketKind {
+    /// A whole TCP segment (or super-segment); the key has both ports.
+    Tcp,
+    /// A whole UDP datagram (or a run of them); the key has both ports.
+    Udp,
+    /// ICMP; the key's port bytes are zero.
+    Icmp,
+    /// A fragment of any protocol, the first included (RFC 791: offset or more-fragments set); port bytes zero.
+    Fragment,
+    /// Any other IPv4 protocol; port bytes zero.
+    OtherProtocol,
+    /// ARP for IPv4 over Ethernet; see [`crate::arp`].
+    Arp,
+}
+
+/// Why a frame cannot be understood. Each is a drop reason of its own.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Hash, thiserror::Error)]
+pub enum ParseError {
+    /// Shorter than its headers say.
+    #[error("the frame ends inside a header")]
+    Truncated,
+    /// An EtherType that is neither IPv4 nor ARP.
+    #[error("the EtherType is neither IPv4 nor ARP")]
+    EtherType,
+    /// IP version other than 4, or a header length below 20 bytes.
+    #[error("the IPv4 version or header length is impossible")]
+    IpHeader,
+    /// Total length below the header or beyond the frame.
+    #[error("the IPv4 total length does not fit the frame")]
+    IpLength,
+    /// The IPv4 header checksum is wrong.
+    #[error("the IPv4 header checksum is wrong")]
+    IpChecksum,
+    /// TCP data offset below 5 words or beyond the packet.
+    #[error("the TCP data offset is impossible")]
+    TcpHeader,
+    /// UDP length below 8 or beyond the packet.
+    #[error("the UDP length does not fit the packet")]
+    UdpLength,
+    /// The device said that a checksum starts where no L4 header of this packet starts, or a segmentation type that
+    /// does not match the protocol.
+    #[error("the offload state does not match the packet")]
+    Offload,
+}
+
+/// What [`parse`] found. All offsets count from the frame's first byte and lie within it.
+#[derive(Clone, Copy, Debug)]
+pub struct Parsed {
+    /// Addresses, ports and protocol, with attachment 0.
+    pub key: FlowKey,
+    /// Kind of packet.
+    pub kind: PacketKind,
+    /// TCP flags (RFC 9293 §3.1, CWR…FIN), zero otherwise.
+    pub tcp_flags: u8,
+    /// Time to live.
+    pub ttl: u8,
+    /// Offset of the network header.
+    pub l3: u16,
+    /// Offset of the transport header.
+    pub l4: u16,
+    /// Offset just behind the IP datagram; Ethernet padding and trailers lie behind it.
+    pub end: u32,
+    /// 802.1Q VLAN identifier, 0 for none or for a priority tag.
+    pub vlan: u16,
+}
+
+/// Reads two big-endian bytes.
+#[inline]
+fn be16(bytes: &[u8], at: usize) -> u16 {
+    u16::from_be_bytes([bytes[at], bytes[at + 1]])
+}
+
+/// Checks a frame from the Ethernet header to the transport header.
+///
+/// Checked: lengths of all headers, the IPv4 header checksum, the UDP length. Not checked: transport checksums, which
+/// are updated incrementally, so that a wrong one stays wrong. One 802.1Q tag is understood, in the frame or beside it.
+///
+/// # Errors
+/// A [`ParseError`] names the first check that failed.
+#[inline]
+pub fn parse(frame: &Frame<'_>) -> Result<Parsed, ParseError> {
+    let bytes = frame.bytes();
+    // 34 bytes hold every header up to and including a plain IPv4 header.
+    let Some(head) = bytes.first_chunk::<34>() else {
+        return parse_short(frame);
+    };
+    let ethertype = u16::from_be_bytes([head[12], head[13]]);
+    if ethertype == ETHERTYPE_IPV4 {
+        let vlan = if frame.vlan == NO_VLAN { 0 } else { frame.vlan & 0x0fff };
+        parse_ipv4(bytes, 14, vlan, frame)
+    } else {
+        parse_uncommon(frame, ethertype)
+    }
+}
+
+/// A frame that is too short for an IPv4 header can only be ARP with its padding cut, or broken.
+#[cold]
+fn parse_short(frame: &Frame<'_>) -> Result<Parsed, ParseError> {
+    let bytes = frame.bytes();
+    if bytes.len() < 14 {
+        return Err(ParseError::Truncated);
+    }
+    parse_uncommon(frame, be16(bytes, 12))
+}
+
+#[cold]
+fn parse_uncommon(frame: &Frame<'_>, ethertype: u16) -> Result<Parsed, ParseError> {
+    let bytes = frame.bytes();
+    let (mut ethertype, mut l3, mut vlan) =
+        (ethertype, 14, if frame.vlan == NO_VLAN { 0 } else { frame.vlan & 0x0fff });
+    if ethertype == ETHERTYPE_VLAN && frame.vlan == NO_VLAN {
+        if bytes.len() < 18 {
+            return Err(ParseError::Truncated);
+        }
+        vlan = be16(bytes, 14) & 0x0fff;
+        ethertype = be16(bytes, 16);
+        l3 = 18;
+    }
+    match ethertype {
+        ETHERTYPE_IPV4 => parse_ipv4(bytes, l3, vlan, frame),
+        ETHERTYPE_ARP if bytes.len() >= l3 + crate::arp::LENGTH => Ok(Parsed {
+            key: FlowKey::default(),
+            kind: PacketKind::Arp,
+            tcp_flags: 0,
+            ttl: 0,
+            l3: l3 as u16,
+            l4: l3 as u16,
+            end: (l3 + crate::arp::LENGTH) as u32,
+            vlan,
+        }),
+        ETHERTYPE_ARP => Err(ParseError::Truncated),
+        _ => Err(ParseError::EtherType),
+    }
+}
+
+#[inline]
+fn parse_ipv4(bytes: &[u8], l3: usize, vlan: u16, frame: &Frame<'_>) -> Result<Parsed, ParseError> {
+    let packet = bytes.get(l3..).ok_or(ParseError::Truncated)?;
+    let Some(ip) = packet.first_chunk::<20>() else {
+        return Err(ParseError::Truncated);
+    };
+    let header_length = usize::from(ip[0] & 0x0f) * 4;
+    if ip[0] != 0x45 && (ip[0] >> 4 != 4 || header_length < 20) {
+        return Err(ParseError::IpHeader);
+    }
+    let total_length = usize::from(u16::from_be_bytes([ip[2], ip[3]]));
+    if total_length < header_length || total_length > packet.len() {
+        return Err(ParseError::IpLength);
+    }
+    let word = |at: usize| u64::from(u32::from_le_bytes([ip[at], ip[at + 1], ip[at + 2], ip[at + 3]]));
+    let mut sum = word(0) + word(4) + word(8) + word(12) + word(16);
+    if header_length > 20 {
+        sum += crate::checksum::sum(&packet[20..header_length]);
+    }
+    if fold(sum) != 0xffff {
+        return Err(ParseError::IpChecksum);
+    }
+    let addresses = word(12) | word(16) << 32;
+    let protocol = ip[9];
+    let l4 = l3 + header_length;
+    let transport = &packet[header_length..total_length];
+    let is_fragment = u16::from_be_bytes([ip[6], ip[7]]) & 0x3fff != 0;
+    let (kind, ports, tcp_flags) = if is_fragment {
+        (PacketKind::Fragment, 0, 0)
+    } else if protocol == PROTOCOL_TCP {
+        let Some(tcp) = transport.first_chunk::<20>() else {
+            return Err(ParseError::Truncated);
+        };
+        let tcp_length = usize::from(tcp[12] >> 4) * 4;
+        if tcp_length < 20 || tcp_length > transport.len() {
+            return Err(ParseError::TcpHeader);
+        }
+        (PacketKind::Tcp, u32::from_le_bytes([tcp[0], tcp[1], tcp[2], tcp[3]]), tcp[13])
+    } else if protocol == PROTOCOL_UDP {
+        let Some(udp) = transport.first_chunk::<8>() else {
+            return Err(ParseError::Truncated);
+        };
+        let length = usize::from(u16::from_be_bytes([udp[4], udp[5]]));
+        if length < 8 || length > transport.len() {
+            return Err(ParseError::UdpLength);
+        }
+        (PacketKind::Udp, u32::from_le_bytes([udp[0], udp[1], udp[2], udp[3]]), 0)
+    } else if protocol == PROTOCOL_ICMP {
+        if transport.len() < 8 {
+            return Err(ParseError::Truncated);
+        }
+        (PacketKind::Icmp, 0, 0)
+    } else {
+        (PacketKind::OtherProtocol, 0, 0)
+    };
+    if frame.offload.is_segmented() && !segmentation_fits(frame, kind) {
+        return Err(ParseError::Offload);
+    }
+    Ok(Parsed {
+        key: FlowKey::from_wire(AttachmentIndex(0), protocol, addresses, ports),
+        kind,
+        tcp_flags,
+        ttl: ip[8],
+        l3: l3 as u16,
+        l4: l4 as u16,
+        end: (l3 + total_length) as u32,
+        vlan,
+    })
+}
+
+/// A super-frame of ours has a type that the protocol can have. (One whose checksum starts elsewhere is a tunnelled
+/// one, which is segmented in software before it is sent.)
+fn segmentation_fits(frame: &Frame<'_>, kind: PacketKind) -> bool {
+    use crate::frame::Segmentation::{None, TcpV4, TcpV6, UdpL4, Unknown};
+    match (frame.offload.segmentation(), kind) {
+        (None, _) | (TcpV4, PacketKind::Tcp) | (UdpL4 | TcpV4 | TcpV6, PacketKind::Udp) => {
+            frame.offload.segment_size > 0
+        }
+        (Unknown(_), _) => false,
+        _ => false,
+    }
+}

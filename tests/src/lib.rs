@@ -1,0 +1,1 @@
+//! Whole-machine tests in network namespaces.
