@@ -1,1 +1,16 @@
-//! Memory of connections: flow table, TCP tracker, timer wheel.
+//! Memory of connections: flow records in a region of fixed size, the index that finds them by either key, the timer
+//! wheel that ends them, and the TCP tracker.
+//!
+//! A region is one block of memory that the caller lends: header, index buckets, wheel slots, records. Links are
+//! indices, never pointers, so that a copied or adopted region opens with the same flows. Nothing grows or rehashes.
+#![forbid(unsafe_code)]
+
+pub mod index;
+pub mod record;
+pub mod table;
+pub mod tcp;
+pub mod wheel;
+
+pub use record::{FlowRecord, NONE};
+pub use table::{FlowTable, Found, InsertError, RegionError};
+pub use tcp::State;

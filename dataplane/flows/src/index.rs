@@ -1,0 +1,247 @@
+//! The index: buckets of one cache line, twelve entries each, two buckets a key.
+//!
+//! An entry is a one-byte tag and a record number with the direction in its top bit. A key lives in its first bucket, or in
+//! its second where the first is full; a bucket that has sent entries away says so, so that most look-ups touch one line.
+//! Where both are full, one entry of theirs that has room in its own other bucket is moved there; where none has, the
+//! insertion fails and is counted: a found collision costs its buckets, not the table.
+
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
+
+/// Entries of a bucket.
+pub const WAYS: usize = 12;
+/// Top bit of an entry: the record is found by its reverse key.
+pub const REVERSE: u32 = 1 << 31;
+
+/// One cache line. Layout: tags (12), entries sent to their second bucket (2), zero (2), entries (48).
+#[derive(Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout, Debug)]
+#[repr(C)]
+pub struct Bucket {
+    tags: [u8; WAYS],
+    spilled: u16,
+    reserved: u16,
+    entries: [u32; WAYS],
+}
+
+const _: () = assert!(size_of::<Bucket>() == 64);
+
+const LOW: u64 = 0x0101_0101_0101_0101;
+const HIGH: u64 = 0x8080_8080_8080_8080;
+
+/// The tag of a hash: never 0, which marks a free way.
+#[inline]
+const fn tag(hash: u64) -> u8 {
+    let tag = hash as u8;
+    if tag == 0 { 0xff } else { tag }
+}
+
+/// Marks the bytes of `word` that equal the tag; above a right mark there may be a wrong one, which the key comparison
+/// sorts out.
+#[inline]
+const fn matches(word: u64, tag: u64) -> u64 {
+    let difference = word ^ tag;
+    difference.wrapping_sub(LOW) & !difference & HIGH
+}
+
+impl Bucket {
+    /// The entries whose tag matches, one bit in eight: first the low eight ways, then the high four.
+    #[inline]
+    fn candidates(&self, hash: u64) -> (u64, u64) {
+        let [a, b, c, d, e, f, g, h, i, j, k, l] = self.tags;
+        let wanted = tag(hash) as u64 * LOW;
+        let low = matches(u64::from_le_bytes([a, b, c, d, e, f, g, h]), wanted);
+        let high = matches(u32::from_le_bytes([i, j, k, l]) as u64 | !0xffff_ffff, wanted) & 0xffff_ffff;
+        (low, high)
+    }
+
+    /// The first entry whose tag and key match.
+    #[inline]
+    fn find(&self, hash: u64, mut is: impl FnMut(u32) -> bool) -> Option<u32> {
+        let (mut low, mut high) = self.candidates(hash);
+        while low != 0 {
+            let entry = self.entries[(low.trailing_zeros() / 8) as usize & 7];
+            if is(entry) {
+                return Some(entry);
+            }
+            low &= low - 1;
+        }
+        while high != 0 {
+            let entry = self.entries[8 + ((high.trailing_zeros() / 8) as usize & 3)];
+            if is(entry) {
+                return Some(entry);
+            }
+            high &= high - 1;
+        }
+        None
+    }
+
+    fn free_way(&self) -> Option<usize> {
+        self.tags.iter().position(|tag| *tag == 0)
+    }
+
+    fn put(&mut self, way: usize, hash: u64, entry: u32) {
+        self.tags[way] = tag(hash);
+        self.entries[way] = entry;
+    }
+
+    fn take(&mut self, entry: u32) -> bool {
+        let Some(way) = (0..WAYS).find(|way| self.tags[*way] != 0 && self.entries[*way] == entry) else {
+            return false;
+        };
+        self.tags[way] = 0;
+        true
+    }
+}
+
+/// Buckets for so many flows: two entries a flow, three quarters full.
+#[must_use]
+pub const fn buckets_for(flows: u32) -> usize {
+    (flows as usize * 2).div_ceil(WAYS * 3 / 4) + 2
+}
+
+/// The two buckets of a hash, among `count`.
+#[inline]
+const fn places(hash: u64, count: usize) -> (usize, usize) {
+    let first = ((hash >> 32) * count as u64) >> 32;
+    let second = ((hash & 0xffff_ffff) * count as u64) >> 32;
+    (first as usize, second as usize)
+}
+
+/// Reads the first bucket of a hash, so that it is on its way into the cache; returns something that depends on it.
+#[inline]
+#[must_use]
+pub fn touch(buckets: &[Bucket], hash: u64) -> u8 {
+    buckets[places(hash, buckets.len()).0].tags[0]
+}
+
+/// The first entry of the first bucket whose tag matches; most often the right one.
+#[inline]
+#[must_use]
+pub fn likely(buckets: &[Bucket], hash: u64) -> Option<u32> {
+    let bucket = &buckets[places(hash, buckets.len()).0];
+    let (low, high) = bucket.candidates(hash);
+    if low != 0 {
+        Some(bucket.entries[(low.trailing_zeros() / 8) as usize & 7])
+    } else if high != 0 {
+        Some(bucket.entries[8 + ((high.trailing_zeros() / 8) as usize & 3)])
+    } else {
+        None
+    }
+}
+
+/// The entry for which `is` holds, among those with the tag of the hash.
+#[inline]
+#[must_use]
+pub fn find(buckets: &[Bucket], hash: u64, mut is: impl FnMut(u32) -> bool) -> Option<u32> {
+    let (first, second) = places(hash, buckets.len());
+    let bucket = &buckets[first];
+    match bucket.find(hash, &mut is) {
+        Some(entry) => Some(entry),
+        None if bucket.spilled == 0 => None,
+        None => buckets[second].find(hash, is),
+    }
+}
+
+/// Adds an entry; false if there is no way free in either bucket and none can be made. `hash_of` gives the hash of an
+/// entry that is already in.
+#[must_use]
+pub fn insert(buckets: &mut [Bucket], hash: u64, entry: u32, hash_of: impl Fn(u32) -> u64) -> bool {
+    let (first, second) = places(hash, buckets.len());
+    if let Some(way) = buckets[first].free_way() {
+        buckets[first].put(way, hash, entry);
+        return true;
+    }
+    if let Some(way) = buckets[second].free_way() {
+        buckets[second].put(way, hash, entry);
+        buckets[first].spilled += 1;
+        return true;
+    }
+    for full in [first, second] {
+        for way in 0..WAYS {
+            let resident = buckets[full].entries[way];
+            let resident_hash = hash_of(resident);
+            let (home, other) = places(resident_hash, buckets.len());
+            if home == other {
+                continue;
+            }
+            let goal = if home == full { other } else { home };
+            let Some(goal_way) = buckets[goal].free_way() else { continue };
+            buckets[goal].put(goal_way, resident_hash, resident);
+            if home == full {
+                buckets[home].spilled += 1;
+            } else {
+                buckets[home].spilled -= 1;
+            }
+            buckets[full].put(way, hash, entry);
+            if full != first {
+                buckets[first].spilled += 1;
+            }
+            return true;
+        }
+    }
+    false
+}
+
+/// Takes an entry out.
+pub fn remove(buckets: &mut [Bucket], hash: u64, entry: u32) {
+    let (first, second) = places(hash, buckets.len());
+    if !buckets[first].take(entry) && buckets[second].take(entry) {
+        buckets[first].spilled -= 1;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::HashMap;
+
+    use zerocopy::FromZeros;
+
+    fn hash_of(entry: u32) -> u64 {
+        let mut x = u64::from(entry).wrapping_add(0x9e37_79b9_7f4a_7c15).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        x ^= x >> 31;
+        x.wrapping_mul(0x94d0_49bb_1331_11eb) ^ (x >> 29)
+    }
+
+    #[test]
+    fn an_index_at_its_design_load_takes_every_entry_and_finds_them_all() {
+        let flows = 50_000u32;
+        let mut buckets = vec![Bucket::new_zeroed(); buckets_for(flows)];
+        for entry in 0..2 * flows {
+            assert!(insert(&mut buckets, hash_of(entry), entry, hash_of), "entry {entry}");
+        }
+        for entry in 0..2 * flows {
+            assert_eq!(find(&buckets, hash_of(entry), |found| found == entry), Some(entry));
+        }
+    }
+
+    #[test]
+    fn churn_agrees_with_a_hash_map() {
+        let mut buckets = vec![Bucket::new_zeroed(); 8];
+        let mut oracle = HashMap::new();
+        let mut state = 1u64;
+        for _ in 0..200_000 {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+            let entry = (state >> 33) as u32 % 200;
+            if oracle.remove(&entry).is_some() {
+                remove(&mut buckets, hash_of(entry), entry);
+            } else if insert(&mut buckets, hash_of(entry), entry, hash_of) {
+                oracle.insert(entry, ());
+            }
+            let probe = (state >> 17) as u32 % 200;
+            let found = find(&buckets, hash_of(probe), |found| found == probe);
+            assert_eq!(found.is_some(), oracle.contains_key(&probe));
+        }
+        for entry in oracle.keys() {
+            remove(&mut buckets, hash_of(*entry), *entry);
+        }
+        assert!(buckets.iter().all(|bucket| bucket.spilled == 0 && bucket.tags == [0; WAYS]));
+    }
+
+    #[test]
+    fn colliding_keys_fill_two_buckets_and_are_then_refused() {
+        let mut buckets = vec![Bucket::new_zeroed(); 64];
+        let same = |_| 0x1234_5678_9abc_def0;
+        let taken = (0..100).filter(|entry| insert(&mut buckets, same(*entry), *entry, same)).count();
+        assert_eq!(taken, 2 * WAYS);
+    }
+}

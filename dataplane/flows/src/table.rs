@@ -1,0 +1,508 @@
+//! The flow table: a region with its header, index, wheel and records.
+
+use postern_wire::{Direction, FlowKey};
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
+
+use crate::index::{self, Bucket, REVERSE, buckets_for};
+use crate::record::{FlowRecord, NONE};
+use crate::wheel::{self, SLOTS};
+
+/// `"POSTERNF"`, little-endian.
+const MAGIC: u64 = u64::from_le_bytes(*b"POSTERNF");
+/// Version of the region's layout; a region of another version is refused.
+pub const LAYOUT_VERSION: u32 = 1;
+
+/// The first 128 bytes of a region.
+#[derive(Debug, Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+struct Header {
+    magic: u64,
+    version: u32,
+    capacity: u32,
+    size: u64,
+    /// Secret of the hash.
+    secret: [u64; 4],
+    /// First free record, or [`NONE`].
+    free: u32,
+    /// Records from here on were never used.
+    fresh: u32,
+    live: u32,
+    reserved: u32,
+    /// The wheel has been turned up to this second.
+    turned: u64,
+    /// Records ever taken out; tells whether numbers found before may be stale.
+    removals: u64,
+    padding: [u64; 5],
+}
+
+const _: () = assert!(size_of::<Header>() == 128);
+
+/// Why a region cannot be used.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum RegionError {
+    /// Too small for what it is to hold.
+    #[error("the flow region has {given} bytes, {needed} are needed")]
+    Size {
+        /// Bytes given.
+        given: usize,
+        /// Bytes needed.
+        needed: usize,
+    },
+    /// Does not begin at a multiple of eight.
+    #[error("the flow region is not aligned to 8 bytes")]
+    Alignment,
+    /// Not a flow region, or of another layout.
+    #[error("the flow region has layout version {found}, this program knows {LAYOUT_VERSION}")]
+    Layout {
+        /// Version found; 0 where there is no flow region at all.
+        found: u32,
+    },
+}
+
+/// Why a flow cannot be recorded.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum InsertError {
+    /// All records are in use.
+    #[error("the flow table is full")]
+    TableFull,
+    /// Both buckets of one of the keys are full.
+    #[error("both index buckets of the flow are full")]
+    BucketFull,
+}
+
+/// A record that a key leads to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Found(u32);
+
+impl Found {
+    /// No record.
+    pub const NOTHING: Self = Self(NONE);
+
+    /// Whether there is none.
+    #[inline]
+    #[must_use]
+    pub const fn is_nothing(self) -> bool {
+        self.0 == NONE
+    }
+
+    /// Number of the record.
+    #[inline]
+    #[must_use]
+    pub const fn index(self) -> u32 {
+        self.0 & !REVERSE
+    }
+
+    /// Whether the key is the record's reverse key.
+    #[inline]
+    #[must_use]
+    pub const fn is_reverse(self) -> bool {
+        self.0 & REVERSE != 0
+    }
+
+    /// The direction of the packets that have the key.
+    #[inline]
+    #[must_use]
+    pub const fn direction(self) -> Direction {
+        if self.is_reverse() { Direction::Reverse } else { Direction::Forward }
+    }
+}
+
+/// A flow table in a region.
+#[derive(Debug)]
+pub struct FlowTable<'m> {
+    header: &'m mut Header,
+    buckets: &'m mut [Bucket],
+    slots: &'m mut [u32],
+    records: &'m mut [FlowRecord],
+    secret: [u64; 4],
+}
+
+impl<'m> FlowTable<'m> {
+    /// Bytes of a region for so many flows.
+    #[must_use]
+    pub const fn region_size(flows: u32) -> usize {
+        size_of::<Header>()
+            + buckets_for(flows) * size_of::<Bucket>()
+            + SLOTS * size_of::<u32>()
+            + flows as usize * size_of::<FlowRecord>()
+    }
+
+    /// Makes an empty table in zeroed memory. Records are not touched, so memory is used as flows come.
+    ///
+    /// # Errors
+    /// When the memory is too small or not aligned to 8 bytes.
+    pub fn create(memory: &'m mut [u8], flows: u32, secret: [u64; 4]) -> Result<Self, RegionError> {
+        let size = Self::region_size(flows);
+        let table = Self::lay_out(memory, flows, size)?;
+        *table.header = Header {
+            magic: MAGIC,
+            version: LAYOUT_VERSION,
+            capacity: flows,
+            size: size as u64,
+            secret,
+            free: NONE,
+            fresh: 0,
+            live: 0,
+            reserved: 0,
+            turned: 0,
+            removals: 0,
+            padding: [0; 5],
+        };
+        table.slots.fill(NONE);
+        Ok(Self { secret, ..table })
+    }
+
+    /// Opens a table that is already in the memory, with its flows.
+    ///
+    /// # Errors
+    /// When the memory holds no table of this layout, or only a part of one.
+    pub fn open(memory: &'m mut [u8]) -> Result<Self, RegionError> {
+        let given = memory.len();
+        let (header, _) =
+            Header::read_from_prefix(memory).map_err(|_| RegionError::Size { given, needed: size_of::<Header>() })?;
+        if header.magic != MAGIC || header.version != LAYOUT_VERSION {
+            let found = if header.magic == MAGIC { header.version } else { 0 };
+            return Err(RegionError::Layout { found });
+        }
+        let size = Self::region_size(header.capacity);
+        let table = Self::lay_out(memory, header.capacity, size)?;
+        Ok(Self { secret: header.secret, ..table })
+    }
+
+    fn lay_out(memory: &'m mut [u8], flows: u32, needed: usize) -> Result<Self, RegionError> {
+        let given = memory.len();
+        let error = |_: ()| RegionError::Alignment;
+        let memory = memory.get_mut(..needed).ok_or(RegionError::Size { given, needed })?;
+        let (header, rest) = Header::mut_from_prefix(memory).map_err(|_| ()).map_err(error)?;
+        let (buckets, rest) =
+            <[Bucket]>::mut_from_prefix_with_elems(rest, buckets_for(flows)).map_err(|_| ()).map_err(error)?;
+        let (slots, rest) = <[u32]>::mut_from_prefix_with_elems(rest, SLOTS).map_err(|_| ()).map_err(error)?;
+        let (records, _) =
+            <[FlowRecord]>::mut_from_prefix_with_elems(rest, flows as usize).map_err(|_| ()).map_err(error)?;
+        Ok(Self { header, buckets, slots, records, secret: [0; 4] })
+    }
+
+    /// Keyed hash of a key: two folded 64 × 64-bit multiplications with 256 bits of secret.
+    #[inline]
+    #[must_use]
+    pub const fn hash(&self, key: FlowKey) -> u64 {
+        let once = fold_multiply(key.addresses ^ self.secret[0], key.rest ^ self.secret[1]);
+        fold_multiply(once ^ self.secret[2], self.secret[3])
+    }
+
+    /// Brings the first bucket of a hash on its way into the cache.
+    #[inline]
+    #[must_use]
+    pub fn touch_bucket(&self, hash: u64) -> u8 {
+        index::touch(self.buckets, hash)
+    }
+
+    /// The record that most likely belongs to a hash, by its tag alone; both lines of it are brought on their way.
+    #[inline]
+    #[must_use]
+    pub fn touch_record(&self, hash: u64) -> u64 {
+        match index::likely(self.buckets, hash) {
+            Some(entry) => {
+                let record = &self.records[(entry & !REVERSE) as usize];
+                record.forward.addresses ^ record.forward_packets
+            }
+            None => 0,
+        }
+    }
+
+    /// The record of a key.
+    #[inline]
+    #[must_use]
+    pub fn find(&self, key: FlowKey, hash: u64) -> Found {
+        let records = &*self.records;
+        let is = |entry: u32| {
+            let record = &records[(entry & !REVERSE) as usize];
+            let found = if entry & REVERSE == 0 { record.forward } else { record.reverse };
+            found == key
+        };
+        index::find(self.buckets, hash, is).map_or(Found::NOTHING, Found)
+    }
+
+    /// The record of a key, hash included.
+    #[must_use]
+    pub fn find_key(&self, key: FlowKey) -> Found {
+        self.find(key, self.hash(key))
+    }
+
+    /// Records a flow that ends `record.idle_seconds` after `record.last_seen` unless packets come. `seconds` is the
+    /// present time.
+    ///
+    /// # Errors
+    /// When there is no room; nothing is changed then.
+    pub fn insert(&mut self, mut record: FlowRecord, seconds: u64) -> Result<u32, InsertError> {
+        let index = if self.header.free != NONE { self.header.free } else { self.header.fresh };
+        if index as usize >= self.records.len() {
+            return Err(InsertError::TableFull);
+        }
+        let next_free = self.records[index as usize].timer_next;
+        let forward_hash = self.hash(record.forward);
+        if !self.index_insert(forward_hash, index) {
+            return Err(InsertError::BucketFull);
+        }
+        // A note of a flow that lives elsewhere is found by its forward key only.
+        if record.flags & FlowRecord::FLAG_AWAY == 0 {
+            let reverse_hash = self.hash(record.reverse);
+            if !self.index_insert(reverse_hash, index | REVERSE) {
+                index::remove(self.buckets, forward_hash, index);
+                return Err(InsertError::BucketFull);
+            }
+        }
+        if self.header.free != NONE {
+            self.header.free = next_free;
+        } else {
+            self.header.fresh += 1;
+        }
+        self.header.live += 1;
+        record.flags |= FlowRecord::FLAG_LIVE;
+        let idle_seconds = record.idle_seconds;
+        self.records[index as usize] = record;
+        // One more second, because the slot is turned when its second begins.
+        wheel::link(self.slots, self.records, index, seconds + u64::from(idle_seconds) + 1);
+        Ok(index)
+    }
+
+    fn index_insert(&mut self, hash: u64, entry: u32) -> bool {
+        let (records, secret) = (&*self.records, &self.secret);
+        let hash_of = |entry: u32| {
+            let record = &records[(entry & !REVERSE) as usize];
+            let key = if entry & REVERSE == 0 { record.forward } else { record.reverse };
+            fold_multiply(fold_multiply(key.addresses ^ secret[0], key.rest ^ secret[1]) ^ secret[2], secret[3])
+        };
+        index::insert(self.buckets, hash, entry, hash_of)
+    }
+
+    /// Ends a flow: its keys are found no more, its record is free.
+    pub fn remove(&mut self, index: u32) {
+        let record = self.records[index as usize];
+        if !record.is_live() {
+            return;
+        }
+        index::remove(self.buckets, self.hash(record.forward), index);
+        if record.flags & FlowRecord::FLAG_AWAY == 0 {
+            index::remove(self.buckets, self.hash(record.reverse), index | REVERSE);
+        }
+        wheel::unlink(self.slots, self.records, index);
+        let record = &mut self.records[index as usize];
+        record.flags = 0;
+        record.timer_next = self.header.free;
+        self.header.free = index;
+        self.header.live -= 1;
+        self.header.removals += 1;
+    }
+
+    /// Moves the flow's deadline to where its idle time now says; needed where the idle time has become shorter.
+    pub fn reschedule(&mut self, index: u32, seconds: u64) {
+        wheel::unlink(self.slots, self.records, index);
+        let idle = u64::from(self.records[index as usize].idle_seconds);
+        wheel::link(self.slots, self.records, index, seconds + idle + 1);
+    }
+
+    /// Turns the wheel up to the present and returns the next flow that has expired, still in the table; the caller removes
+    /// it and asks again. `budget` is taken down by every record looked at; at 0 nothing is returned although more may be
+    /// due.
+    pub fn next_expired(&mut self, milliseconds: u64, budget: &mut u32) -> Option<u32> {
+        let seconds = milliseconds / 1000;
+        if self.header.turned == 0 || seconds.saturating_sub(self.header.turned) > SLOTS as u64 {
+            // First use, or asleep for longer than a whole turn: every slot is looked at once.
+            self.header.turned = seconds.saturating_sub(SLOTS as u64 - 1).max(1);
+        }
+        while *budget > 0 {
+            let Some(index) = wheel::first(self.slots, self.header.turned) else {
+                if self.header.turned >= seconds {
+                    return None;
+                }
+                self.header.turned += 1;
+                // Empty slots are cheap, but not free: a long sleep must not be made up for in one step.
+                *budget -= u32::from(self.header.turned.is_multiple_of(64));
+                continue;
+            };
+            *budget -= 1;
+            let record = &self.records[index as usize];
+            if record.is_expired(milliseconds as u32) {
+                return Some(index);
+            }
+            let age = (milliseconds as u32).wrapping_sub(record.last_seen);
+            let left = (u32::from(record.idle_seconds) * 1000).saturating_sub(age);
+            wheel::unlink(self.slots, self.records, index);
+            wheel::link(self.slots, self.records, index, seconds + u64::from(left) / 1000 + 1);
+        }
+        None
+    }
+
+    /// Whether the wheel lags behind the present.
+    #[must_use]
+    pub fn is_due(&self, milliseconds: u64) -> bool {
+        self.header.turned < milliseconds / 1000
+    }
+
+    /// A record.
+    #[inline]
+    #[must_use]
+    pub fn record(&self, index: u32) -> &FlowRecord {
+        &self.records[index as usize]
+    }
+
+    /// A record, to be changed. Keys and links must stay.
+    #[inline]
+    #[must_use]
+    pub fn record_mut(&mut self, index: u32) -> &mut FlowRecord {
+        &mut self.records[index as usize]
+    }
+
+    /// Live flows, notes of flows that live elsewhere included.
+    #[must_use]
+    pub const fn live(&self) -> u32 {
+        self.header.live
+    }
+
+    /// Flows ever ended. A number found before this changed may be stale.
+    #[inline]
+    #[must_use]
+    pub const fn removals(&self) -> u64 {
+        self.header.removals
+    }
+
+    /// Records that were ever used; higher numbers hold nothing.
+    #[must_use]
+    pub const fn used(&self) -> u32 {
+        self.header.fresh
+    }
+}
+
+/// Both halves of the 128-bit product, folded together.
+#[inline]
+const fn fold_multiply(a: u64, b: u64) -> u64 {
+    let product = a as u128 * b as u128;
+    product as u64 ^ (product >> 64) as u64
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashMap;
+    use std::net::{Ipv4Addr, SocketAddrV4};
+
+    use postern_wire::AttachmentIndex;
+
+    use super::*;
+
+    fn record(number: u32, idle_seconds: u16, tick: u32) -> FlowRecord {
+        let client = SocketAddrV4::new(Ipv4Addr::from_bits(0x0a00_0000 + number), 1000);
+        let endpoint = SocketAddrV4::new(Ipv4Addr::new(10, 0, 0, 100), 80);
+        let target = SocketAddrV4::new(Ipv4Addr::new(10, 9, 0, 1), 8080);
+        let snat = SocketAddrV4::new(Ipv4Addr::from_bits(0x0a09_0000 + (number >> 16)), number as u16);
+        FlowRecord {
+            forward: FlowKey::new(AttachmentIndex(0), 17, client, endpoint),
+            reverse: FlowKey::new(AttachmentIndex(1), 17, target, snat),
+            idle_seconds,
+            last_seen: tick,
+            ..FlowRecord::default()
+        }
+    }
+
+    fn memory(flows: u32) -> Vec<u64> {
+        vec![0; FlowTable::region_size(flows) / 8 + 1]
+    }
+
+    const SECRET: [u64; 4] = [1, 0x1234_5678_9abc_def1, 3, 0x9e37_79b9_7f4a_7c15];
+
+    #[test]
+    fn a_copied_region_opens_with_the_same_flows() {
+        let mut first = memory(1000);
+        let mut table = FlowTable::create(first.as_mut_bytes(), 1000, SECRET).unwrap();
+        for number in 0..1000 {
+            table.insert(record(number, 120, 1000), 1).unwrap();
+        }
+        assert_eq!(table.insert(record(1000, 120, 1000), 1), Err(InsertError::TableFull));
+        let mut copy = first.clone();
+        drop(first);
+        let mut table = FlowTable::open(copy.as_mut_bytes()).unwrap();
+        assert_eq!(table.live(), 1000);
+        for number in 0..1000 {
+            let wanted = record(number, 120, 1000);
+            let forward = table.find_key(wanted.forward);
+            let reverse = table.find_key(wanted.reverse);
+            assert!(!forward.is_nothing() && !forward.is_reverse());
+            assert!(reverse.is_reverse());
+            assert_eq!(forward.index(), reverse.index());
+            table.remove(forward.index());
+            assert!(table.find_key(wanted.reverse).is_nothing());
+        }
+        assert_eq!(table.live(), 0);
+    }
+
+    #[test]
+    fn a_foreign_or_cut_region_is_refused() {
+        let mut bytes = memory(10);
+        assert_eq!(FlowTable::open(bytes.as_mut_bytes()).err(), Some(RegionError::Layout { found: 0 }));
+        FlowTable::create(bytes.as_mut_bytes(), 10, SECRET).unwrap();
+        let cut = &mut bytes.as_mut_bytes()[..500];
+        assert!(matches!(FlowTable::open(cut), Err(RegionError::Size { .. })));
+        let shifted = &mut bytes.as_mut_bytes()[1..];
+        assert!(FlowTable::create(shifted, 10, SECRET).is_err());
+    }
+
+    #[test]
+    fn flows_expire_when_their_idle_time_is_over_and_not_before() {
+        let mut bytes = memory(100);
+        let mut table = FlowTable::create(bytes.as_mut_bytes(), 100, SECRET).unwrap();
+        let quiet = table.insert(record(1, 10, 1000), 1).unwrap();
+        let busy = table.insert(record(2, 10, 1000), 1).unwrap();
+        let mut expired = HashMap::new();
+        for milliseconds in (1000..60_000).step_by(100) {
+            if milliseconds < 30_000 {
+                table.record_mut(busy).last_seen = milliseconds as u32;
+            }
+            let mut budget = 100;
+            while let Some(index) = table.next_expired(milliseconds, &mut budget) {
+                expired.insert(index, milliseconds);
+                table.remove(index);
+            }
+        }
+        assert!((11_000..=12_100).contains(&expired[&quiet]), "{expired:?}");
+        assert!((39_900..=41_100).contains(&expired[&busy]), "{expired:?}");
+    }
+
+    #[test]
+    fn a_shortened_idle_time_takes_effect_after_rescheduling() {
+        let mut bytes = memory(100);
+        let mut table = FlowTable::create(bytes.as_mut_bytes(), 100, SECRET).unwrap();
+        let index = table.insert(record(1, 350, 1000), 1).unwrap();
+        assert_eq!(table.next_expired(2000, &mut 10_000), None);
+        table.record_mut(index).idle_seconds = 4;
+        table.reschedule(index, 1);
+        assert_eq!(table.next_expired(7000, &mut 10_000), Some(index));
+    }
+
+    #[test]
+    fn the_budget_bounds_what_one_call_looks_at() {
+        let mut bytes = memory(1000);
+        let mut table = FlowTable::create(bytes.as_mut_bytes(), 1000, SECRET).unwrap();
+        for number in 0..1000 {
+            table.insert(record(number, 10, 1000), 1).unwrap();
+        }
+        let mut calls = 0;
+        while table.live() > 0 {
+            let mut budget = 64;
+            let mut seen = 0;
+            while let Some(index) = table.next_expired(100_000, &mut budget) {
+                table.remove(index);
+                seen += 1;
+            }
+            assert!(seen <= 64);
+            calls += 1;
+            assert!(calls < 1000);
+        }
+    }
+
+    #[test]
+    fn per_flow_memory_stays_below_its_mark() {
+        let flows = 1 << 20;
+        let bytes = FlowTable::region_size(flows) as f64 / f64::from(flows);
+        assert!(bytes <= 143.0, "{bytes}");
+    }
+}
