@@ -2,29 +2,177 @@
 
 use postern_wire::FlowKey;
 
-/// A keyed hash of the connection.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+/// A keyed hash of the connection: version 1.
+///
+/// SipHash-2-4 (Aumasson and Bernstein, 2012) under a key of 128 bits, over these 20 bytes, in the order in which they
+/// stand in the consumer's first packet:
+///
+/// | bytes | what |
+/// |---|---|
+/// | 4 | source address |
+/// | 4 | destination address |
+/// | 2 | source port |
+/// | 2 | destination port |
+/// | 1 | IP protocol number |
+/// | 3 | zero |
+/// | 4 | TCP: initial sequence number; UDP: zero |
+///
+/// It is computed for first packets only. A consumer that does not know the key cannot aim its flows at one target.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SelectionHash {
     key: [u64; 2],
 }
 
 impl SelectionHash {
+    /// Version of the function. Gateways choose the same targets only if this and the key are the same.
+    pub const VERSION: u32 = 1;
+
+    /// The key of a gateway that configures none. It is public, so consumers can compute their target with it.
+    pub const DEFAULT_KEY: [u8; 16] = *b"Postern/select/1";
+
     /// With a configured key of 128 bits.
     #[must_use]
     pub const fn new(key: [u8; 16]) -> Self {
-        let [a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p] = key;
-        Self { key: [u64::from_le_bytes([a, b, c, d, e, f, g, h]), u64::from_le_bytes([i, j, k, l, m, n, o, p])] }
+        let key = u128::from_le_bytes(key);
+        Self { key: [key as u64, (key >> 64) as u64] }
     }
 
     /// Hash of protocol, addresses and ports of `key` (its attachment does not count) and, for TCP, the initial
     /// sequence number; 0 for UDP.
     #[must_use]
-    pub fn hash(&self, key: FlowKey, initial_sequence_number: u32) -> u64 {
-        let rest = (key.rest & 0x00ff_0000_ffff_ffff) ^ (u64::from(initial_sequence_number) << 32).rotate_left(29);
-        let mix = |a: u64, b: u64| {
-            let p = u128::from(a) * u128::from(b);
-            (p as u64) ^ (p >> 64) as u64
-        };
-        mix(mix(key.addresses ^ self.key[0], 0x9e37_79b9_7f4a_7c15) ^ rest, self.key[1] | 1)
+    pub const fn hash(&self, key: FlowKey, initial_sequence_number: u32) -> u64 {
+        let rest = key.ports() as u64 | (key.protocol() as u64) << 32;
+        // The last block ends with the length of the message in bytes.
+        let last = initial_sequence_number.swap_bytes() as u64 | 20 << 56;
+        let mut state = State::new(self.key);
+        state.absorb(key.addresses);
+        state.absorb(rest);
+        state.absorb(last);
+        state.finish()
+    }
+}
+
+impl Default for SelectionHash {
+    fn default() -> Self {
+        Self::new(Self::DEFAULT_KEY)
+    }
+}
+
+/// The four words of SipHash.
+struct State([u64; 4]);
+
+impl State {
+    const fn new([low, high]: [u64; 2]) -> Self {
+        Self([
+            low ^ 0x736f_6d65_7073_6575,
+            high ^ 0x646f_7261_6e64_6f6d,
+            low ^ 0x6c79_6765_6e65_7261,
+            high ^ 0x7465_6462_7974_6573,
+        ])
+    }
+
+    const fn absorb(&mut self, word: u64) {
+        self.0[3] ^= word;
+        self.round();
+        self.round();
+        self.0[0] ^= word;
+    }
+
+    const fn finish(mut self) -> u64 {
+        self.0[2] ^= 0xff;
+        self.round();
+        self.round();
+        self.round();
+        self.round();
+        self.0[0] ^ self.0[1] ^ self.0[2] ^ self.0[3]
+    }
+
+    const fn round(&mut self) {
+        let [mut a, mut b, mut c, mut d] = self.0;
+        a = a.wrapping_add(b);
+        b = b.rotate_left(13) ^ a;
+        a = a.rotate_left(32);
+        c = c.wrapping_add(d);
+        d = d.rotate_left(16) ^ c;
+        a = a.wrapping_add(d);
+        d = d.rotate_left(21) ^ a;
+        c = c.wrapping_add(b);
+        b = b.rotate_left(17) ^ c;
+        c = c.rotate_left(32);
+        self.0 = [a, b, c, d];
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::hash::Hasher;
+    use std::net::{Ipv4Addr, SocketAddrV4};
+
+    use postern_wire::AttachmentIndex;
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn key(protocol: u8, source: (u32, u16), destination: (u32, u16)) -> FlowKey {
+        let socket = |(address, port)| SocketAddrV4::new(Ipv4Addr::from_bits(address), port);
+        FlowKey::new(AttachmentIndex(0), protocol, socket(source), socket(destination))
+    }
+
+    /// The documented bytes, hashed by the standard library's SipHash-2-4.
+    #[allow(deprecated)]
+    fn oracle(secret: [u8; 16], protocol: u8, source: (u32, u16), destination: (u32, u16), sequence: u32) -> u64 {
+        let secret = u128::from_le_bytes(secret);
+        let mut hasher = std::hash::SipHasher::new_with_keys(secret as u64, (secret >> 64) as u64);
+        hasher.write(&source.0.to_be_bytes());
+        hasher.write(&destination.0.to_be_bytes());
+        hasher.write(&source.1.to_be_bytes());
+        hasher.write(&destination.1.to_be_bytes());
+        hasher.write(&[protocol, 0, 0, 0]);
+        hasher.write(&sequence.to_be_bytes());
+        hasher.finish()
+    }
+
+    proptest! {
+        #[test]
+        fn the_hash_is_siphash_2_4_of_the_documented_bytes(
+            secret: [u8; 16], protocol: u8, source: (u32, u16), destination: (u32, u16), sequence: u32,
+            attachment: u16,
+        ) {
+            let flow = key(protocol, source, destination).on(AttachmentIndex(attachment));
+            let expected = oracle(secret, protocol, source, destination, sequence);
+            prop_assert_eq!(SelectionHash::new(secret).hash(flow, sequence), expected);
+        }
+    }
+
+    #[test]
+    fn version_1_gives_the_same_values_for_years() {
+        let hash = SelectionHash::default();
+        let tcp = key(6, (0x0a00_0001, 12345), (0x0a00_000a, 80));
+        let udp = key(17, (0x0a00_0001, 12345), (0x0a00_000a, 80));
+        assert_eq!(SelectionHash::VERSION, 1);
+        assert_eq!(hash.hash(tcp, 0), GOLDEN[0]);
+        assert_eq!(hash.hash(tcp, 0x1234_5678), GOLDEN[1]);
+        assert_eq!(hash.hash(udp, 0), GOLDEN[2]);
+        assert_eq!(SelectionHash::new([0; 16]).hash(FlowKey::default(), 0), GOLDEN[3]);
+    }
+
+    const GOLDEN: [u64; 4] =
+        [0x1804_81b9_d1ed_232f, 0x5390_65a6_5837_9fd1, 0xfda0_9311_b62d_6d7c, 0x9ef7_5bfd_c7ae_7677];
+
+    #[test]
+    fn every_part_of_the_connection_counts() {
+        let hash = SelectionHash::default();
+        let base = hash.hash(key(6, (1, 2), (3, 4)), 5);
+        for other in [
+            hash.hash(key(17, (1, 2), (3, 4)), 5),
+            hash.hash(key(6, (9, 2), (3, 4)), 5),
+            hash.hash(key(6, (1, 9), (3, 4)), 5),
+            hash.hash(key(6, (1, 2), (9, 4)), 5),
+            hash.hash(key(6, (1, 2), (3, 9)), 5),
+            hash.hash(key(6, (1, 2), (3, 4)), 9),
+            SelectionHash::new([1; 16]).hash(key(6, (1, 2), (3, 4)), 5),
+        ] {
+            assert_ne!(base, other);
+        }
     }
 }

@@ -5,4 +5,4 @@ pub mod hash;
 pub mod maglev;
 
 pub use hash::SelectionHash;
-pub use maglev::MaglevTable;
+pub use maglev::{MaglevError, MaglevTable};
