@@ -2,5 +2,7 @@
 #![forbid(unsafe_code)]
 
 pub mod plan;
+pub mod ports;
 
 pub use plan::RewritePlan;
+pub use ports::{LaneKey, Lease, Need, PortAllocator, PortCapacity, Refusal};
