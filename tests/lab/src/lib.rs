@@ -1,1 +1,18 @@
-//! Namespaces, veth, clients and servers over netlink, for the tests and for postern lab.
+//! Networks in a box: namespaces, veth pairs, clients and servers, made over netlink without iproute2.
+//!
+//! `postern lab` builds its demonstration from it, and the whole-machine tests build theirs. Everything that is made
+//! belongs to a value: a [`Namespace`] without a name disappears when its last holder does, a [`Process`] is ended when
+//! it is dropped, and by the kernel if the process that started it dies.
+#![forbid(unsafe_code)]
+
+pub mod interface;
+pub mod namespace;
+pub mod offload;
+pub mod process;
+pub mod statistics;
+
+pub use interface::{Interface, InterfaceError, VethEnd};
+pub use namespace::{Namespace, NamespaceError};
+pub use offload::{Offload, OffloadError};
+pub use process::{Launcher, Process, ProcessError};
+pub use statistics::{InterfaceStatistics, ProtocolStatistics};
