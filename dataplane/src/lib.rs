@@ -1,1 +1,4 @@
 //! The role that moves packets: startup, workers, supervisor, neighbours, inspection.
+#![forbid(unsafe_code)]
+
+pub mod neighbours;

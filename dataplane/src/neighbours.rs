@@ -1,0 +1,373 @@
+//! Who is where on the wire: answers ARP for the addresses that Postern holds, announces them, and finds the MAC
+//! addresses of next hops. A pure state machine: frames in, frames out, time passed in. One thread owns it.
+//!
+//! Only an answer to a question of ours changes an entry. An entry that exists moves only after its old station has left
+//! three unicast questions unanswered; until then a stranger's answers and announcements are no more than a reason to ask.
+
+mod announcements;
+pub mod arp_frame;
+mod entries;
+
+use std::collections::HashMap;
+use std::net::Ipv4Addr;
+use std::sync::Arc;
+
+use postern_forwarding::{NeighbourEvent, NeighbourRequest, PortInfo};
+use postern_measurement::Now;
+use postern_tables::Snapshot;
+use postern_tables::snapshot::{Attachment, VpcIndex};
+use postern_wire::arp::{ArpPacket, Operation};
+use postern_wire::{AttachmentIndex, MacAddress, PortIndex};
+
+use announcements::Announcements;
+use arp_frame::{ArpFrame, ReceivedArp};
+use entries::{Ask, Entries, Step};
+
+/// Most entries that one pass asks again or gives up.
+const MOST_QUESTIONS: usize = 1024;
+
+/// What the state machine wants done. The caller empties both lists after each call.
+#[derive(Debug, Default)]
+pub struct Output {
+    /// Frames to send.
+    pub frames: Vec<ArpFrame>,
+    /// What every worker must hear.
+    pub events: Vec<NeighbourEvent>,
+}
+
+/// What was counted, in frames unless said otherwise.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, serde::Serialize, serde::Deserialize)]
+pub struct NeighbourCounters {
+    /// Requests for addresses of ours that were answered.
+    pub answered: u64,
+    /// Requests that we sent.
+    pub asked: u64,
+    /// Announcements that we sent.
+    pub announced: u64,
+    /// Replies that nobody asked for, or that another station gave; they changed nothing.
+    pub unsolicited: u64,
+    /// Frames in which another station claims an address of ours.
+    pub conflicts: u64,
+    /// Frames that are no ARP, or that belong to no attachment.
+    pub ignored: u64,
+    /// Next hops that did not answer.
+    pub unreachable: u64,
+    /// Requests of workers that were refused because the table was full.
+    pub refused: u64,
+}
+
+/// The neighbour tables of all attachments.
+#[derive(Debug)]
+pub struct Neighbours {
+    snapshot: Arc<Snapshot>,
+    ports: Vec<PortInfo>,
+    /// Addresses that Postern holds, by VPC, sorted.
+    held: HashMap<VpcIndex, Vec<Ipv4Addr>>,
+    entries: Entries,
+    announcements: Announcements,
+    counters: NeighbourCounters,
+    last_defence: Option<Now>,
+}
+
+impl Neighbours {
+    /// An empty table. Addresses of `snapshot` are announced as time passes; see [`Neighbours::pass`].
+    #[must_use]
+    pub fn new(snapshot: Arc<Snapshot>, ports: Vec<PortInfo>, now: Now) -> Self {
+        let mut neighbours = Self {
+            snapshot: Arc::new(Snapshot::default()),
+            ports,
+            held: HashMap::new(),
+            entries: Entries::default(),
+            announcements: Announcements::default(),
+            counters: NeighbourCounters::default(),
+            last_defence: None,
+        };
+        neighbours.apply(snapshot, now, &mut Output::default());
+        neighbours
+    }
+
+    /// Takes a new snapshot: new addresses are announced, entries of attachments that are gone are forgotten.
+    pub fn apply(&mut self, snapshot: Arc<Snapshot>, now: Now, output: &mut Output) {
+        let old = std::mem::replace(&mut self.snapshot, snapshot);
+        self.held.clear();
+        for (vpc, address) in self.snapshot.local.keys() {
+            self.held.entry(*vpc).or_default().push(*address);
+        }
+        for addresses in self.held.values_mut() {
+            addresses.sort_unstable();
+        }
+        let same = |index: AttachmentIndex| {
+            let (before, after) = (attachment_of(&old, index), attachment_of(&self.snapshot, index));
+            before.zip(after).is_some_and(|(before, after)| {
+                (before.vpc, before.port, before.vlan) == (after.vpc, after.port, after.vlan)
+            })
+        };
+        for (attachment, address) in self.entries.forget(|key| !same(key.0)) {
+            output.events.push(NeighbourEvent { attachment, address, mac: None });
+        }
+        for at in 0..self.snapshot.attachments.len() {
+            let index = AttachmentIndex(at as u16);
+            let known = same(index) && old.attachments[at].mac == self.snapshot.attachments[at].mac;
+            let vpc = self.snapshot.attachments[at].vpc;
+            for address in self.announced_on(index) {
+                if !(known && old.local.contains_key(&(vpc, address))) {
+                    self.announcements.add(index, address, now);
+                }
+            }
+        }
+    }
+
+    /// Learns the state of the ports. A port that came up, or whose MAC address changed, gets its addresses announced.
+    pub fn set_ports(&mut self, ports: &[PortInfo], now: Now) {
+        let old = std::mem::replace(&mut self.ports, ports.to_vec());
+        for (at, port) in ports.iter().enumerate() {
+            let before = old.get(at);
+            if port.up && before.is_none_or(|before| !before.up || before.mac != port.mac) {
+                self.announce_port(PortIndex(at as u16), now);
+            }
+        }
+    }
+
+    /// Announces every address of a port's attachments again.
+    pub fn announce_port(&mut self, port: PortIndex, now: Now) {
+        for at in 0..self.snapshot.attachments.len() {
+            let index = AttachmentIndex(at as u16);
+            if self.snapshot.attachments[at].port == port {
+                for address in self.announced_on(index) {
+                    self.announcements.add(index, address, now);
+                }
+            }
+        }
+    }
+
+    /// Looks for a neighbour on behalf of a worker. A known one is told at once.
+    pub fn request(&mut self, request: NeighbourRequest, now: Now, output: &mut Output) {
+        let NeighbourRequest { attachment, address } = request;
+        let ours = self.snapshot.local(attachment, address).is_some();
+        if ours || attachment_of(&self.snapshot, attachment).is_none() {
+            output.events.push(NeighbourEvent { attachment, address, mac: None });
+            return;
+        }
+        match self.entries.request((attachment, address), now) {
+            Step::Ask(ask) => self.ask(attachment, address, ask, output),
+            Step::Tell(mac) => output.events.push(NeighbourEvent { attachment, address, mac }),
+            Step::Refuse => {
+                self.counters.refused += 1;
+                output.events.push(NeighbourEvent { attachment, address, mac: None });
+            }
+            Step::Nothing => {}
+        }
+    }
+
+    /// Takes a received ARP frame.
+    pub fn receive(&mut self, frame: &ArpFrame, now: Now, output: &mut Output) {
+        let found = frame.parse().and_then(|arp| Some((arp, self.snapshot.attachment(frame.port, arp.vlan)?)));
+        let Some((arp, attachment)) = found else {
+            self.counters.ignored += 1;
+            return;
+        };
+        let sender = arp.packet.sender_mac;
+        let own = self.mac(attachment);
+        if sender.is_group() || sender == MacAddress::ZERO || own.is_none() || own == Some(sender) {
+            self.counters.ignored += 1;
+            return;
+        }
+        if self.snapshot.local(attachment, arp.packet.sender).is_some() {
+            self.defend(attachment, arp.packet.sender, now, output);
+            return;
+        }
+        match arp.packet.operation {
+            Operation::Request => self.answer(attachment, &arp, now, output),
+            Operation::Reply => self.learn(attachment, &arp, now, output),
+        }
+    }
+
+    /// Does what is due by time: questions again, ageing, announcements. Bounded in what it does at once.
+    pub fn pass(&mut self, now: Now, output: &mut Output) {
+        for _ in 0..MOST_QUESTIONS {
+            let Some(((attachment, address), step)) = self.entries.due(now) else {
+                break;
+            };
+            match step {
+                Step::Ask(ask) => self.ask(attachment, address, ask, output),
+                Step::Tell(mac) => {
+                    self.counters.unreachable += 1;
+                    output.events.push(NeighbourEvent { attachment, address, mac });
+                }
+                Step::Refuse | Step::Nothing => {}
+            }
+        }
+        while let Some((attachment, address)) = self.announcements.due(now) {
+            if self.snapshot.local(attachment, address).is_some() {
+                self.announce(attachment, address, output);
+            }
+        }
+        self.announcements.end_of_pass();
+    }
+
+    /// When [`Neighbours::pass`] has something to do next.
+    #[must_use]
+    pub fn next_due(&self) -> Option<Now> {
+        [self.entries.next_due(), self.announcements.next_due()].into_iter().flatten().min()
+    }
+
+    /// Every known neighbour, for a worker that starts.
+    pub fn known(&self) -> impl Iterator<Item = NeighbourEvent> + '_ {
+        self.entries.known().map(|((attachment, address), mac)| NeighbourEvent { attachment, address, mac: Some(mac) })
+    }
+
+    /// How many neighbours are being looked for.
+    #[must_use]
+    pub fn unresolved(&self) -> usize {
+        self.entries.unresolved()
+    }
+
+    /// What was counted.
+    #[must_use]
+    pub const fn counters(&self) -> NeighbourCounters {
+        self.counters
+    }
+
+    fn answer(&mut self, attachment: AttachmentIndex, arp: &ReceivedArp, now: Now, output: &mut Output) {
+        let ArpPacket { sender_mac, sender, target, .. } = arp.packet;
+        if self.snapshot.local(attachment, target).is_some() {
+            let packet = ArpPacket {
+                operation: Operation::Reply,
+                sender_mac: MacAddress::ZERO,
+                sender: target,
+                target_mac: sender_mac,
+                target: sender,
+            };
+            if self.send(attachment, sender_mac, packet, output) {
+                self.counters.answered += 1;
+            }
+        }
+        self.suspect(attachment, sender, sender_mac, now, output);
+    }
+
+    fn learn(&mut self, attachment: AttachmentIndex, arp: &ReceivedArp, now: Now, output: &mut Output) {
+        let ArpPacket { sender_mac, sender, target, target_mac, .. } = arp.packet;
+        let to_us = self.mac(attachment).is_some_and(|own| arp.destination == own && target_mac == own);
+        let asked_as = self.sender_for(attachment, sender);
+        if !to_us || target != asked_as || !self.entries.answer((attachment, sender), sender_mac, now) {
+            self.counters.unsolicited += 1;
+            self.suspect(attachment, sender, sender_mac, now, output);
+        } else if self.entries.take_changed() {
+            output.events.push(NeighbourEvent { attachment, address: sender, mac: Some(sender_mac) });
+        }
+    }
+
+    /// Another station speaks as `address`: a reason to ask the station that we know.
+    fn suspect(
+        &mut self,
+        attachment: AttachmentIndex,
+        address: Ipv4Addr,
+        mac: MacAddress,
+        now: Now,
+        output: &mut Output,
+    ) {
+        if let Step::Ask(ask) = self.entries.suspect((attachment, address), mac, now) {
+            self.ask(attachment, address, ask, output);
+        }
+    }
+
+    /// Another station claims an address of ours (RFC 5227 §2.4): announce it again, at most once a second in all.
+    fn defend(&mut self, attachment: AttachmentIndex, address: Ipv4Addr, now: Now, output: &mut Output) {
+        self.counters.conflicts += 1;
+        if self.last_defence.is_none_or(|last| now >= last.plus_milliseconds(1000)) {
+            self.last_defence = Some(now);
+            self.announce(attachment, address, output);
+        }
+    }
+
+    fn announce(&mut self, attachment: AttachmentIndex, address: Ipv4Addr, output: &mut Output) {
+        let packet = ArpPacket {
+            operation: Operation::Request,
+            sender_mac: MacAddress::ZERO,
+            sender: address,
+            target_mac: MacAddress::ZERO,
+            target: address,
+        };
+        if self.send(attachment, MacAddress::BROADCAST, packet, output) {
+            self.counters.announced += 1;
+        }
+    }
+
+    fn ask(&mut self, attachment: AttachmentIndex, address: Ipv4Addr, ask: Ask, output: &mut Output) {
+        let packet = ArpPacket {
+            operation: Operation::Request,
+            sender_mac: MacAddress::ZERO,
+            sender: self.sender_for(attachment, address),
+            target_mac: MacAddress::ZERO,
+            target: address,
+        };
+        let destination = match ask {
+            Ask::Everyone => MacAddress::BROADCAST,
+            Ask::Known(mac) => mac,
+        };
+        if self.send(attachment, destination, packet, output) {
+            self.counters.asked += 1;
+        }
+    }
+
+    /// Sends a packet with our MAC address as sender; false if the attachment or its port is gone.
+    fn send(
+        &self,
+        attachment: AttachmentIndex,
+        destination: MacAddress,
+        mut packet: ArpPacket,
+        output: &mut Output,
+    ) -> bool {
+        let Some((at, own)) = attachment_of(&self.snapshot, attachment).zip(self.mac(attachment)) else {
+            return false;
+        };
+        packet.sender_mac = own;
+        output.frames.push(ArpFrame::new(at.port, at.vlan, own, destination, &packet));
+        true
+    }
+
+    /// The MAC address that Postern has on an attachment.
+    fn mac(&self, attachment: AttachmentIndex) -> Option<MacAddress> {
+        let attachment = attachment_of(&self.snapshot, attachment)?;
+        attachment.mac.or_else(|| self.ports.get(usize::from(attachment.port.0)).map(|port| port.mac))
+    }
+
+    /// The address that we ask with: one that Postern holds in the VPC, in the on-link prefix of `address` if it can be;
+    /// 0.0.0.0 (an RFC 5227 probe) where Postern holds none.
+    fn sender_for(&self, attachment: AttachmentIndex, address: Ipv4Addr) -> Ipv4Addr {
+        let Some(attachment) = attachment_of(&self.snapshot, attachment) else {
+            return Ipv4Addr::UNSPECIFIED;
+        };
+        let Some(held) = self.held.get(&attachment.vpc) else {
+            return Ipv4Addr::UNSPECIFIED;
+        };
+        let near = attachment.prefixes.iter().filter(|prefix| prefix.contains(address)).find_map(|prefix| {
+            let first = held.partition_point(|held| *held < prefix.network());
+            held.get(first).filter(|held| prefix.contains(**held))
+        });
+        near.or(held.first()).copied().unwrap_or(Ipv4Addr::UNSPECIFIED)
+    }
+
+    /// The addresses to announce on an attachment: those on-link there, and those that are on-link nowhere.
+    fn announced_on(&self, index: AttachmentIndex) -> Vec<Ipv4Addr> {
+        let Some(attachment) = attachment_of(&self.snapshot, index) else {
+            return Vec::new();
+        };
+        let on_link = |attachment: &Attachment, address: Ipv4Addr| {
+            attachment.prefixes.iter().any(|prefix| prefix.contains(address))
+        };
+        let elsewhere = |address: Ipv4Addr| {
+            let mut others = self.snapshot.attachments.iter().filter(|other| other.vpc == attachment.vpc);
+            others.any(|other| on_link(other, address))
+        };
+        let held = self.held.get(&attachment.vpc).into_iter().flatten().copied();
+        held.filter(|address| on_link(attachment, *address) || !elsewhere(*address)).collect()
+    }
+}
+
+fn attachment_of(snapshot: &Snapshot, index: AttachmentIndex) -> Option<&Attachment> {
+    snapshot.attachments.get(usize::from(index.0))
+}
+
+#[cfg(test)]
+mod tests;
