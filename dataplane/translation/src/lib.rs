@@ -3,6 +3,7 @@
 
 pub mod plan;
 pub mod ports;
+pub mod rewrite;
 
 pub use plan::RewritePlan;
 pub use ports::{LaneKey, Lease, Need, PortAllocator, PortCapacity, Refusal};
