@@ -1,1 +1,4 @@
-//! Criterion benches, and the library of postern bench: packet generator, comparison, report.
+//! Benches of Postern: the library of `postern bench`, and the fixtures of the in-memory benches.
+#![forbid(unsafe_code)]
+
+pub mod nat;

@@ -1,0 +1,201 @@
+//! UDP at overload: a generator that sends 64-byte Ethernet frames (60 without the frame check sequence) as fast as
+//! one CPU can through a packet socket, and a sink that counts and drops them early at the server.
+
+use std::io::IoSlice;
+use std::net::UdpSocket;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use nix::errno::Errno;
+use nix::ifaddrs::getifaddrs;
+use nix::sys::socket::{
+    AddressFamily, LinkAddr, MsgFlags, MultiHeaders, SockFlag, SockType, bind, sendmmsg, setsockopt, socket, sockopt,
+};
+
+use super::nftables;
+use super::processor::{LOAD_CPU, busy_seconds, pin};
+use super::topology::{CLIENT, CLIENT_INTERFACE, ENDPOINT, PORT, SERVER_INTERFACE, Topology};
+use super::{Measured, Metric, NatError, StopOnDrop};
+
+/// Flows that the generator uses in turn.
+pub const FLOWS: u16 = 64;
+/// First source port.
+const FIRST_PORT: u16 = 20_000;
+/// Bytes of a frame without frame check sequence.
+const FRAME: usize = 60;
+
+/// Sends as fast as possible for `warm_up` and `window` and counts in `window` what reaches the sink.
+///
+/// # Errors
+/// When the generator or the sink cannot be set up, or nothing arrives.
+pub fn measure(topology: &Topology, warm_up: Duration, window: Duration) -> Result<Measured, NatError> {
+    // Makes every neighbour known, and proves the path before frames are thrown at it.
+    topology.exchange_one_datagram()?;
+    let sink = Sink::open(topology)?;
+    let (socket, frames) = topology.at_client(|| generator(topology))??;
+    let (stop, sent) = (AtomicBool::new(false), AtomicU64::new(0));
+    std::thread::scope(|scope| {
+        let _stop = StopOnDrop(&stop);
+        let (stop, sent) = (&stop, &sent);
+        let sender = scope.spawn(move || send(&socket, &frames, sent, stop));
+        std::thread::sleep(warm_up);
+        let (busy, offered, arrived) = (busy_seconds()?, sent.load(Ordering::Relaxed), sink.count()?);
+        let start = Instant::now();
+        std::thread::sleep(window);
+        let elapsed = start.elapsed().as_secs_f64();
+        let (busy, offered) = (busy_seconds()? - busy, sent.load(Ordering::Relaxed) - offered);
+        let arrived = sink.count()?.saturating_sub(arrived);
+        stop.store(true, Ordering::Relaxed);
+        sender.join().unwrap_or(Err(NatError::Nothing("UDP")))?;
+        if arrived == 0 {
+            return Err(NatError::Nothing("UDP"));
+        }
+        Ok(Measured::from([
+            (Metric::PacketsPerSecond, arrived as f64 / elapsed),
+            (Metric::OfferedPerSecond, offered as f64 / elapsed),
+            (Metric::CpuMicrosecondsPerPacket, busy * 1e6 / arrived as f64),
+        ]))
+    })
+}
+
+/// A packet socket that only sends, bound to the client's interface, and one frame of each flow.
+fn generator(topology: &Topology) -> Result<(OwnedFd, Vec<[u8; FRAME]>), NatError> {
+    let kernel = |what| move |error: Errno| NatError::Kernel(what, error);
+    let open = "open the generator's packet socket";
+    // Protocol 0: nothing is received.
+    let fd = socket(AddressFamily::Packet, SockType::Raw, SockFlag::SOCK_CLOEXEC, None).map_err(kernel(open))?;
+    let interface = getifaddrs()
+        .map_err(kernel("list the client's interfaces"))?
+        .filter(|interface| interface.interface_name == CLIENT_INTERFACE)
+        .find_map(|interface| interface.address?.as_link_addr().copied())
+        .ok_or(NatError::NoInterface(CLIENT_INTERFACE))?;
+    bind(fd.as_raw_fd(), &interface).map_err(kernel(open))?;
+    // Deep enough that the generator never waits for the gateway: the load must be an overload.
+    setsockopt(&fd, sockopt::SndBufForce, &(64 << 20)).map_err(kernel("enlarge the generator's send buffer"))?;
+    let source = interface.addr().ok_or(NatError::NoInterface(CLIENT_INTERFACE))?;
+    let frames = (0..FLOWS).map(|flow| frame(source, topology.gateway_mac(), FIRST_PORT + flow)).collect();
+    Ok((fd, frames))
+}
+
+fn send(socket: &OwnedFd, frames: &[[u8; FRAME]], sent: &AtomicU64, stop: &AtomicBool) -> Result<(), NatError> {
+    pin(LOAD_CPU)?;
+    let slices: Vec<[IoSlice<'_>; 1]> = frames.iter().map(|frame| [IoSlice::new(frame)]).collect();
+    let bound: Vec<Option<LinkAddr>> = vec![None; frames.len()];
+    let mut headers = MultiHeaders::<LinkAddr>::preallocate(frames.len(), None);
+    while !stop.load(Ordering::Relaxed) {
+        match sendmmsg(socket.as_raw_fd(), &mut headers, &slices, &bound, [], MsgFlags::empty()) {
+            Ok(results) => sent.fetch_add(results.count() as u64, Ordering::Relaxed),
+            // The device's queue is full: that is what overload means.
+            Err(Errno::ENOBUFS | Errno::EAGAIN | Errno::EINTR) => continue,
+            Err(error) => return Err(NatError::Kernel("send frames", error)),
+        };
+    }
+    Ok(())
+}
+
+/// One frame from the client to the endpoint with 18 bytes of payload.
+fn frame(source: [u8; 6], gateway: [u8; 6], port: u16) -> [u8; FRAME] {
+    let mut frame = [0u8; FRAME];
+    frame[..6].copy_from_slice(&gateway);
+    frame[6..12].copy_from_slice(&source);
+    frame[12..14].copy_from_slice(&[0x08, 0x00]);
+    let (ip, udp) = (14, 34);
+    frame[ip] = 0x45;
+    frame[ip + 2..ip + 4].copy_from_slice(&46u16.to_be_bytes());
+    frame[ip + 6] = 0x40; // Do not fragment.
+    frame[ip + 8] = 64;
+    frame[ip + 9] = 17;
+    frame[ip + 12..ip + 16].copy_from_slice(&CLIENT.octets());
+    frame[ip + 16..ip + 20].copy_from_slice(&ENDPOINT.octets());
+    let sum = checksum(frame[ip..udp].iter().copied(), 0);
+    frame[ip + 10..ip + 12].copy_from_slice(&sum.to_be_bytes());
+    frame[udp..udp + 2].copy_from_slice(&port.to_be_bytes());
+    frame[udp + 2..udp + 4].copy_from_slice(&PORT.to_be_bytes());
+    frame[udp + 4..udp + 6].copy_from_slice(&26u16.to_be_bytes());
+    let addresses = frame[ip + 12..udp].iter().copied();
+    let sum = checksum(addresses.chain(frame[udp..].iter().copied()), 17 + 26);
+    frame[udp + 6..udp + 8].copy_from_slice(&sum.to_be_bytes());
+    frame
+}
+
+/// The Internet checksum (RFC 1071) of an even number of bytes, on top of `start`.
+fn checksum(bytes: impl Iterator<Item = u8>, start: u32) -> u16 {
+    let mut sum = start;
+    for (at, byte) in bytes.enumerate() {
+        sum += if at % 2 == 0 { u32::from(byte) << 8 } else { u32::from(byte) };
+    }
+    while sum > 0xffff {
+        sum = (sum & 0xffff) + (sum >> 16);
+    }
+    !(sum as u16)
+}
+
+/// Where the frames end: dropped and counted at the server's ingress by nftables where there is `nft`, else dropped by
+/// a socket whose buffer is full and counted by the interface.
+struct Sink<'t> {
+    topology: &'t Topology,
+    /// Held open so that no ICMP error is made.
+    _socket: UdpSocket,
+    early: bool,
+}
+
+impl<'t> Sink<'t> {
+    fn open(topology: &'t Topology) -> Result<Self, NatError> {
+        let socket = topology.bind_udp_server()?;
+        setsockopt(&socket, sockopt::RcvBuf, &0)
+            .map_err(|error| NatError::Kernel("shrink the sink's buffer", error))?;
+        let early = nftables::available();
+        if early {
+            topology.at_server(|| {
+                nftables::apply(&format!(
+                    "table netdev postern_sink {{\n counter arrived {{ }}\n chain ingress {{\n  type filter hook \
+                     ingress device \"{SERVER_INTERFACE}\" priority -500; policy accept;\n  udp dport {PORT} counter \
+                     name arrived drop\n }}\n}}\n"
+                ))
+            })??;
+        }
+        Ok(Self { topology, _socket: socket, early })
+    }
+
+    fn count(&self) -> Result<u64, NatError> {
+        if self.early {
+            self.topology.at_server(|| nftables::counter("netdev", "postern_sink", "arrived"))?
+        } else {
+            self.topology.at_server(|| received_packets(SERVER_INTERFACE))?
+        }
+    }
+}
+
+impl Drop for Sink<'_> {
+    fn drop(&mut self) {
+        if self.early {
+            let _ = self.topology.at_server(|| nftables::apply("delete table netdev postern_sink\n"));
+        }
+    }
+}
+
+/// Packets that an interface of the calling thread's namespace has received.
+fn received_packets(interface: &'static str) -> Result<u64, NatError> {
+    let table = std::fs::read_to_string("/proc/thread-self/net/dev")
+        .map_err(|error| NatError::Io("read the interface counters", error))?;
+    table
+        .lines()
+        .filter_map(|line| line.split_once(':'))
+        .find(|(name, _)| name.trim() == interface)
+        .and_then(|(_, columns)| columns.split_whitespace().nth(1)?.parse().ok())
+        .ok_or(NatError::NoInterface(interface))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_generated_frame_is_60_bytes_with_correct_checksums() {
+        let frame = frame([2; 6], [4; 6], FIRST_PORT);
+        assert_eq!(checksum(frame[14..34].iter().copied(), 0), 0);
+        assert_eq!(checksum(frame[26..].iter().copied(), 17 + 26), 0);
+        assert_eq!(frame[30..34], ENDPOINT.octets());
+    }
+}

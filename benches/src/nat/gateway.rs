@@ -1,0 +1,148 @@
+//! The contenders as gateways between client and server.
+
+use std::fs;
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use postern_lab::{Launcher, Process, process};
+
+use super::processor::{GATEWAY_CPU, cores};
+use super::topology::{ENDPOINT, GATEWAY_CLIENT_INTERFACE, GATEWAY_SERVER_INTERFACE, PORT, SNAT, TARGET, Topology};
+use super::{NatError, nftables};
+
+/// How Postern's worker waits for frames.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Polling {
+    /// Never sleeps.
+    Spin,
+    /// Sleeps when nothing comes.
+    Adaptive,
+}
+
+/// Postern between client and server, started for each turn.
+#[derive(Debug)]
+pub struct PosternGateway {
+    topology: Topology,
+    binary: PathBuf,
+    directory: Directory,
+}
+
+/// A directory of the run's own, removed with its contents.
+#[derive(Debug)]
+struct Directory(PathBuf);
+
+impl Drop for Directory {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
+
+impl PosternGateway {
+    /// Builds the topology; nothing runs yet.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn build(binary: &Path) -> Result<Self, NatError> {
+        let topology = Topology::build()?;
+        topology.gateway().set_sysctl("net.ipv4.ip_forward", "0")?;
+        let directory = std::env::temp_dir().join(format!("postern-bench-{}", std::process::id()));
+        fs::create_dir(&directory).map_err(|error| NatError::Io("make a temporary directory", error))?;
+        Ok(Self { topology, binary: binary.to_owned(), directory: Directory(directory) })
+    }
+
+    /// The namespaces.
+    #[must_use]
+    pub const fn topology(&self) -> &Topology {
+        &self.topology
+    }
+
+    /// Starts the dataplane with one worker on the gateway's CPU, and waits until it forwards.
+    ///
+    /// # Errors
+    /// When it does not start, or does not forward within five seconds.
+    pub fn start(&self, polling: Polling) -> Result<RunningPostern, NatError> {
+        let file = |name: &str| self.directory.0.join(name);
+        let failed = |error| NatError::Io("write the gateway's configuration", error);
+        fs::write(file("gateway.toml"), configuration(polling, &self.directory.0)).map_err(failed)?;
+        let log = fs::File::create(file("log")).map_err(failed)?;
+        let mut command: Command = Launcher::new(&self.binary).command(&self.binary);
+        command.args(["dataplane", "--config"]).arg(file("gateway.toml"));
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
+        let process = self.topology.gateway().spawn(command)?;
+        let mut running = RunningPostern { process, log: file("log") };
+        if let Err(error) = self.topology.exchange_one_datagram() {
+            running.check()?;
+            return Err(error);
+        }
+        Ok(running)
+    }
+}
+
+/// The dataplane's process. Ends with this value.
+#[derive(Debug)]
+pub struct RunningPostern {
+    process: Process,
+    log: PathBuf,
+}
+
+impl RunningPostern {
+    /// Whether it still runs.
+    ///
+    /// # Errors
+    /// When it does not, with the last line that it logged.
+    pub fn check(&mut self) -> Result<(), NatError> {
+        let Some(status) = self.process.try_wait()? else {
+            return Ok(());
+        };
+        let log = fs::read_to_string(&self.log).unwrap_or_default();
+        let last = log.lines().rev().find(|line| !line.trim().is_empty()).unwrap_or("it logged nothing");
+        Err(NatError::DataplaneEnded(format!("{}; {last}", process::describe(status))))
+    }
+}
+
+impl Drop for RunningPostern {
+    fn drop(&mut self) {
+        // It restores what it changed on its ports; if it hangs it is killed.
+        let _ = self.process.terminate(Duration::from_secs(3));
+    }
+}
+
+fn configuration(polling: Polling, directory: &Path) -> String {
+    let cpu = GATEWAY_CPU.min(cores() - 1);
+    let polling = match polling {
+        Polling::Spin => "spin",
+        Polling::Adaptive => "adaptive",
+    };
+    let run = directory.display();
+    format!("{cpu}{polling}{run}{ENDPOINT}{PORT}{SNAT}{TARGET}{GATEWAY_CLIENT_INTERFACE}{GATEWAY_SERVER_INTERFACE}")
+}
+
+/// The kernel's own NAT between client and server.
+#[derive(Debug)]
+pub struct ReferenceGateway {
+    topology: Topology,
+}
+
+impl ReferenceGateway {
+    /// Builds the topology, gives the gateway its addresses and rules, and lets it forward.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn build() -> Result<Self, NatError> {
+        let topology = Topology::build()?;
+        let gateway = topology.gateway();
+        gateway.interface(GATEWAY_CLIENT_INTERFACE).add_address(IpAddr::V4(ENDPOINT), 24)?;
+        gateway.interface(GATEWAY_SERVER_INTERFACE).add_address(IpAddr::V4(SNAT), 24)?;
+        gateway.set_sysctl("net.ipv4.ip_forward", "1")?;
+        gateway.run(|| nftables::apply(&nftables::rules()))??;
+        Ok(Self { topology })
+    }
+
+    /// The namespaces.
+    #[must_use]
+    pub const fn topology(&self) -> &Topology {
+        &self.topology
+    }
+}
