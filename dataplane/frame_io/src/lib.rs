@@ -1,1 +1,14 @@
 //! Kernel to frames: devices, rings, fan-out, bpf(2), pinning. All unsafe code lives here.
+
+pub mod af_packet;
+pub mod bpf;
+pub mod device;
+pub mod interface;
+pub mod region;
+pub mod tc;
+mod vlan;
+
+pub use device::{
+    BURST, Burst, Capabilities, DeviceError, Receive, ReceiveStatistics, Transmit, TransmitReport, TransmitStatistics,
+};
+pub use nix::errno::Errno;
