@@ -11,6 +11,9 @@ use std::sync::Arc;
 use postern_selection::{MaglevTable, SelectionHash};
 use postern_wire::{AttachmentIndex, Ipv4Prefix, MacAddress, PortIndex};
 
+use crate::history::History;
+use crate::lookup::AttachmentLookup;
+
 /// Counts snapshots: a larger one is newer.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Default, Hash)]
 pub struct Generation(pub u64);
@@ -88,6 +91,10 @@ pub struct Snapshot {
     pub local: HashMap<(VpcIndex, Ipv4Addr), LocalAddress>,
     /// Keyed hash of the target choice; the same on every gateway.
     pub selection: SelectionHash,
+    /// Attachments by port and VLAN, made of `attachments`; see [`Snapshot::index`].
+    pub attachment_lookup: AttachmentLookup,
+    /// What the next compilation must know.
+    pub history: History,
 }
 
 /// An interface that the gateway uses.
@@ -148,6 +155,39 @@ pub struct Attachment {
     pub prefixes: Vec<Ipv4Prefix>,
     /// A MAC address of its own, where the port's is not to be used.
     pub mac: Option<MacAddress>,
+}
+
+impl Attachment {
+    /// The port of an attachment that was removed by a reload. Its index stays unused, because flows hold it.
+    pub const REMOVED: PortIndex = PortIndex(u16::MAX);
+
+    /// Whether the attachment was removed by a reload.
+    #[must_use]
+    pub fn is_removed(&self) -> bool {
+        self.port == Self::REMOVED
+    }
+}
+
+impl Listener {
+    /// The target group for a flow's selection hash; `None` where all groups have weight 0.
+    ///
+    /// The high bits of the hash decide; [`MaglevTable::lookup`] uses the others.
+    #[inline]
+    #[must_use]
+    pub fn group(&self, hash: u64) -> Option<TargetGroupIndex> {
+        let total = self.groups.last()?.0;
+        let share = ((u128::from(hash) * u128::from(total)) >> 64) as u32;
+        self.groups.iter().find(|(above, _)| share < *above).map(|(_, group)| *group)
+    }
+}
+
+impl TargetGroup {
+    /// The target for a flow's selection hash; `None` where no member has weight.
+    #[inline]
+    #[must_use]
+    pub fn target(&self, hash: u64) -> Option<TargetIndex> {
+        self.members.get(self.table.as_ref()?.lookup(hash)).copied()
+    }
 }
 
 /// What an address that Postern answers for is.
@@ -257,8 +297,22 @@ pub struct SnatPool {
 
 impl Snapshot {
     /// The attachment whose frames come in on `port` with VLAN identifier `vlan` (0: untagged).
+    #[inline]
     #[must_use]
     pub fn attachment(&self, port: PortIndex, vlan: u16) -> Option<AttachmentIndex> {
+        if self.attachment_lookup.covers(self.attachments.len()) {
+            return self.attachment_lookup.find(port, vlan);
+        }
+        self.search_attachment(port, vlan)
+    }
+
+    /// Makes [`Self::attachment`] fast again after `attachments` was changed by hand.
+    pub fn index(&mut self) {
+        self.attachment_lookup = AttachmentLookup::new(&self.attachments);
+    }
+
+    #[cold]
+    fn search_attachment(&self, port: PortIndex, vlan: u16) -> Option<AttachmentIndex> {
         let matches = |attachment: &Attachment| attachment.port == port && attachment.vlan.unwrap_or(0) == vlan;
         self.attachments.iter().position(matches).map(|at| AttachmentIndex(at as u16))
     }

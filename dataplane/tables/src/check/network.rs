@@ -1,0 +1,303 @@
+//! Ports, VPCs, attachments, routes, SNAT pools: what an address means where.
+
+use std::collections::{HashMap, HashSet};
+use std::net::Ipv4Addr;
+
+use postern_wire::{AttachmentIndex, Ipv4Prefix, MacAddress, PortIndex};
+
+use super::{Checker, Names, text};
+use crate::declaration::{self, Declaration, Mode};
+use crate::error::Problem;
+use crate::snapshot::{Attachment, Port, ReturnPath, Route, SnatPool, VpcIndex};
+
+pub(super) fn ports(checker: &mut Checker<'_>, ports: &[declaration::Port]) -> Vec<Port> {
+    const ALLOWED: &str = "the name of an interface, 1 to 15 bytes without blanks, / and :";
+    let key = |at: usize| format!("port[{at}].interface");
+    if ports.is_empty() {
+        checker.error("port", "", Problem::Missing("at least one [[port]] with an interface"));
+    }
+    if ports.len() > 256 {
+        checker.number(&|| "port".to_owned(), ports.len() as i64, (1, 256), " ports");
+    }
+    for (at, port) in ports.iter().enumerate() {
+        let name = port.interface.as_str();
+        let fits = |character: char| !character.is_whitespace() && !character.is_control() && !"/:".contains(character);
+        if name.is_empty() {
+            checker.error(key(at), name, Problem::Missing(ALLOWED));
+        } else if name.len() > 15 || !name.chars().all(fits) || [".", ".."].contains(&name) {
+            checker.error(key(at), name, Problem::Form(ALLOWED.to_owned()));
+        }
+    }
+    checker.unique(ports.iter().map(|port| port.interface.as_str()), key);
+    ports.iter().map(|port| Port { interface: port.interface.clone(), shared: port.mode == Mode::Shared }).collect()
+}
+
+pub(super) fn vpcs(checker: &mut Checker<'_>, vpcs: &[declaration::Vpc]) -> Vec<String> {
+    let key = |at: usize| format!("vpc[{at}].id");
+    for (at, vpc) in vpcs.iter().enumerate() {
+        checker.identifier(|| key(at), &vpc.id, "vpc-");
+    }
+    checker.unique(vpcs.iter().map(|vpc| vpc.id.as_str()), key);
+    vpcs.iter().map(|vpc| vpc.id.clone()).collect()
+}
+
+/// Largest number of attachments.
+const ATTACHMENTS: usize = 32_768;
+
+pub(super) fn attachments(
+    checker: &mut Checker<'_>,
+    attachments: &[declaration::Attachment],
+    vpcs: &Names<'_>,
+    ports: &Names<'_>,
+) -> Vec<Attachment> {
+    let key = |at: usize, field: &str| format!("attachment[{at}].{field}");
+    if attachments.len() > ATTACHMENTS {
+        let declared = attachments.len() as i64;
+        checker.number(&|| "attachment".to_owned(), declared, (0, ATTACHMENTS as i64), " attachments");
+    }
+    checker.unique(attachments.iter().map(|attachment| attachment.name.as_str()), |at| key(at, "name"));
+    let mut wires = HashMap::new();
+    let mut on_link = HashMap::new();
+    let mut checked = Vec::new();
+    for (at, written) in attachments.iter().enumerate() {
+        checker.name(|| key(at, "name"), &written.name);
+        let vpc = checker.reference(|| key(at, "vpc"), &written.vpc, vpcs);
+        let port = checker.reference(|| key(at, "port"), &written.port, ports);
+        let vlan = written.vlan.map(|vlan| checker.number(&|| key(at, "vlan"), vlan, (1, 4094), "") as u16);
+        let mtu = written.mtu.map(|mtu| checker.number(&|| key(at, "mtu"), mtu, (576, 65_535), " bytes") as u16);
+        if let Some(port) = port
+            && let Some(earlier) = wires.insert((port, vlan), at)
+        {
+            let tag = vlan.map_or("untagged frames".to_owned(), |vlan| format!("VLAN {vlan}"));
+            let first = format!("{} for {tag}", key(earlier, "port"));
+            checker.error(key(at, "port"), &written.port, Problem::Duplicate(first));
+        }
+        let mut prefixes = Vec::new();
+        for (position, prefix) in written.prefixes.iter().enumerate() {
+            let key = || format!("attachment[{at}].prefixes[{position}]");
+            let Some(checked) = checker.prefix(&key, prefix) else { continue };
+            prefixes.push(checked);
+            if let Some(vpc) = vpc
+                && let Some(earlier) = on_link.insert((vpc, checked), key())
+            {
+                checker.error(key(), prefix, Problem::Duplicate(earlier));
+            }
+        }
+        checked.push(Attachment {
+            name: written.name.clone(),
+            vpc: VpcIndex(vpc.unwrap_or(0) as u32),
+            port: PortIndex(port.unwrap_or(0) as u16),
+            vlan,
+            mtu,
+            return_path: match written.return_path {
+                declaration::ReturnPath::Route => ReturnPath::Route,
+                declaration::ReturnPath::LastHop => ReturnPath::LastHop,
+            },
+            prefixes,
+            mac: written.mac.as_deref().and_then(|text| mac(checker, &|| key(at, "mac"), text)),
+        });
+    }
+    checked
+}
+
+fn mac(checker: &mut Checker<'_>, key: &dyn Fn() -> String, text: &str) -> Option<MacAddress> {
+    match text.parse::<MacAddress>() {
+        Ok(mac) if !mac.is_group() && mac != MacAddress::ZERO => Some(mac),
+        _ => {
+            checker.error(key(), text, Problem::Form("a unicast MAC address such as 02:00:00:00:00:01".to_owned()));
+            None
+        }
+    }
+}
+
+/// Declared and on-link routes with the declared index of their VPC, longest prefix first.
+pub(super) fn routes(
+    checker: &mut Checker<'_>,
+    declaration: &Declaration,
+    attachments: &[Attachment],
+) -> Vec<(usize, Route)> {
+    let names = Names::of("attachment", declaration.attachments.iter().map(|attachment| &attachment.name));
+    let mut routes = Vec::new();
+    let mut keys: HashMap<(usize, Ipv4Prefix), String> = HashMap::new();
+    for (at, attachment) in attachments.iter().enumerate() {
+        for (position, &destination) in attachment.prefixes.iter().enumerate() {
+            let route = Route { destination, attachment: AttachmentIndex(at as u16), via: None };
+            keys.entry((attachment.vpc.at(), destination))
+                .or_insert_with(|| format!("attachment[{at}].prefixes[{position}]"));
+            routes.push((attachment.vpc.at(), route));
+        }
+    }
+    for (at, written) in declaration.routes.iter().enumerate() {
+        let key = |field: &str| format!("route[{at}].{field}");
+        let attachment = checker.reference(|| key("attachment"), &written.attachment, &names);
+        let destination = checker.prefix(&|| key("destination"), &written.destination);
+        let via = written.via.as_deref().map(|text| (text, checker.address(&|| key("via"), text)));
+        let (Some(index), Some(destination)) = (attachment, destination) else { continue };
+        let attachment = &attachments[index];
+        if let Some((text, Some(via))) = via {
+            router(checker, &|| key("via"), text, via, attachment);
+        }
+        let vpc = attachment.vpc.at();
+        if let Some(earlier) = keys.insert((vpc, destination), key("destination")) {
+            checker.error(key("destination"), &written.destination, Problem::Duplicate(earlier));
+        }
+        let via = via.and_then(|(_, via)| via);
+        routes.push((vpc, Route { destination, attachment: AttachmentIndex(index as u16), via }));
+    }
+    routes.sort_by_key(|(vpc, route)| (*vpc, std::cmp::Reverse(route.destination.length()), route.destination));
+    routes
+}
+
+fn router(checker: &mut Checker<'_>, key: &dyn Fn() -> String, text: &str, via: Ipv4Addr, attachment: &Attachment) {
+    match attachment.prefixes.iter().find(|prefix| prefix.contains(via)) {
+        Some(prefix) => {
+            if let Some(end) = text::network_end(*prefix, via) {
+                checker.error(key(), text, Problem::network_end(end, via, *prefix));
+            }
+        }
+        None => {
+            let list = attachment.prefixes.iter().map(ToString::to_string).collect::<Vec<_>>();
+            let prefixes = if list.is_empty() { "it has none".to_owned() } else { list.join(", ") };
+            let problem = Problem::RouterNotOnLink { attachment: attachment.name.clone(), prefixes };
+            checker.error(key(), text, problem);
+        }
+    }
+}
+
+/// What is known of addresses: for the checks of everything that has one.
+pub(super) struct Network<'a> {
+    vpcs: &'a [String],
+    /// On-link prefixes and routers by VPC.
+    on_link: Vec<Vec<Ipv4Prefix>>,
+    routes: Vec<Vec<Ipv4Prefix>>,
+    routers: HashSet<(usize, Ipv4Addr)>,
+    attached: Vec<bool>,
+    /// Endpoint and SNAT addresses with their keys.
+    local: HashMap<(usize, Ipv4Addr), LocalKey>,
+}
+
+/// Where a local address stands in the file, without a text for each of 100,000.
+#[derive(Clone, Copy)]
+pub(super) struct LocalKey {
+    pub(super) table: &'static str,
+    pub(super) at: usize,
+    pub(super) position: usize,
+}
+
+impl LocalKey {
+    pub(super) fn text(self) -> String {
+        format!("{}[{}].addresses[{}]", self.table, self.at, self.position)
+    }
+}
+
+impl<'a> Network<'a> {
+    pub(super) fn new(vpcs: &'a [String], attachments: &[Attachment], routes: &[(usize, Route)]) -> Self {
+        let mut network = Self {
+            vpcs,
+            on_link: vec![Vec::new(); vpcs.len()],
+            routes: vec![Vec::new(); vpcs.len()],
+            routers: HashSet::new(),
+            attached: vec![false; vpcs.len()],
+            local: HashMap::new(),
+        };
+        for attachment in attachments {
+            // An attachment whose VPC is unknown was reported, and stands at 0, where there may be none.
+            if let Some(attached) = network.attached.get_mut(attachment.vpc.at()) {
+                *attached = true;
+                network.on_link[attachment.vpc.at()].extend(&attachment.prefixes);
+            }
+        }
+        for (vpc, route) in routes {
+            if let Some(routes) = network.routes.get_mut(*vpc) {
+                routes.push(route.destination);
+                network.routers.extend(route.via.map(|via| (*vpc, via)));
+            }
+        }
+        network
+    }
+
+    pub(super) fn vpc_id(&self, vpc: usize) -> &'a str {
+        &self.vpcs[vpc]
+    }
+
+    pub(super) fn is_attached(&self, vpc: usize) -> bool {
+        self.attached[vpc]
+    }
+
+    pub(super) fn has_route(&self, vpc: usize, address: Ipv4Addr) -> bool {
+        self.routes[vpc].iter().any(|prefix| prefix.contains(address))
+    }
+
+    pub(super) fn local_key(&self, vpc: usize, address: Ipv4Addr) -> Option<LocalKey> {
+        self.local.get(&(vpc, address)).copied()
+    }
+
+    /// Whether an address is an end of an on-link prefix of the VPC: the error for it.
+    pub(super) fn network_end(&self, vpc: usize, address: Ipv4Addr) -> Option<Problem> {
+        let ends = |prefix: &Ipv4Prefix| text::network_end(*prefix, address).map(|what| (what, *prefix));
+        let (what, prefix) = self.on_link[vpc].iter().find_map(ends)?;
+        Some(Problem::network_end(what, address, prefix))
+    }
+
+    /// Takes an address for Postern, or says why it cannot have it.
+    pub(super) fn claim(&mut self, checker: &mut Checker<'_>, vpc: usize, key: LocalKey, address: Ipv4Addr) {
+        let text = address.to_string();
+        if let Some(problem) = self.network_end(vpc, address) {
+            checker.error(key.text(), &text, problem);
+        } else if self.routers.contains(&(vpc, address)) {
+            let problem = Problem::Duplicate("a [[route]]'s via".to_owned());
+            checker.error(key.text(), &text, problem);
+        } else if let Some(earlier) = self.local.get(&(vpc, address)) {
+            checker.error(key.text(), &text, Problem::Duplicate(earlier.text()));
+        } else {
+            self.local.insert((vpc, address), key);
+            if self.attached[vpc] && !self.on_link[vpc].iter().any(|prefix| prefix.contains(address)) {
+                checker.warn(key.text(), &text, Problem::NotOnLink(self.vpcs[vpc].clone()));
+            }
+        }
+    }
+}
+
+pub(super) fn pools(
+    checker: &mut Checker<'_>,
+    pools: &[declaration::SnatPool],
+    vpcs: &Names<'_>,
+    network: &mut Network<'_>,
+) -> Vec<SnatPool> {
+    let key = |at: usize, field: &str| format!("snat_pool[{at}].{field}");
+    checker.unique(pools.iter().map(|pool| pool.name.as_str()), |at| key(at, "name"));
+    let mut checked = Vec::new();
+    for (at, written) in pools.iter().enumerate() {
+        checker.name(|| key(at, "name"), &written.name);
+        let vpc = checker.reference(|| key(at, "vpc"), &written.vpc, vpcs);
+        if let Some(vpc) = vpc
+            && !network.is_attached(vpc)
+        {
+            checker.error(key(at, "vpc"), &written.vpc, Problem::NoAttachment);
+        }
+        let mut addresses = Vec::new();
+        for (position, text) in written.addresses.iter().enumerate() {
+            let place = LocalKey { table: "snat_pool", at, position };
+            let Some(address) = checker.address(&|| place.text(), text) else { continue };
+            addresses.push(address);
+            if let Some(vpc) = vpc {
+                network.claim(checker, vpc, place, address);
+            }
+        }
+        let ports = written.ports.as_deref().unwrap_or("1024-65535");
+        let range = text::port_range(ports).unwrap_or_else(|| {
+            let form = "a range of ports; allowed is FIRST-LAST within 1024-65535".to_owned();
+            checker.error(key(at, "ports"), ports, Problem::Form(form));
+            1024..=65_535
+        });
+        let rest = written.rest_seconds.unwrap_or(60);
+        checked.push(SnatPool {
+            name: written.name.clone(),
+            vpc: VpcIndex(vpc.unwrap_or(0) as u32),
+            addresses,
+            ports: range,
+            rest_seconds: checker.number(&|| key(at, "rest_seconds"), rest, (0, 240), " seconds") as u16,
+        });
+    }
+    checked
+}

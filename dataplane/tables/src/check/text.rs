@@ -1,0 +1,82 @@
+//! Forms of identifiers, names and addresses.
+
+use std::net::Ipv4Addr;
+use std::ops::RangeInclusive;
+
+use postern_wire::Ipv4Prefix;
+
+use super::Checker;
+use crate::error::Problem;
+
+/// Why no host can have an address; `None` if one can.
+pub(super) fn why_not_unicast(address: Ipv4Addr) -> Option<&'static str> {
+    match address.octets()[0] {
+        0 => Some("in 0.0.0.0/8, \"this network\""),
+        127 => Some("a loopback address"),
+        224..=239 => Some("a multicast address"),
+        240..=255 => Some("in 240.0.0.0/4, which is reserved"),
+        _ => None,
+    }
+}
+
+/// Whether an address is the network or broadcast address of an on-link prefix; in /31 and /32 there are none.
+pub(super) fn network_end(prefix: Ipv4Prefix, address: Ipv4Addr) -> Option<&'static str> {
+    if prefix.length() > 30 || !prefix.contains(address) {
+        return None;
+    }
+    let host_bits = u32::MAX >> prefix.length();
+    match address.to_bits() & host_bits {
+        0 => Some("network"),
+        bits if bits == host_bits => Some("broadcast"),
+        _ => None,
+    }
+}
+
+/// `1024-65535` or `5000`.
+pub(super) fn port_range(text: &str) -> Option<RangeInclusive<u16>> {
+    let number = |text: &str| text.trim().parse::<u16>().ok();
+    let (first, last) = match text.split_once('-') {
+        Some((first, last)) => (number(first)?, number(last)?),
+        None => (number(text)?, number(text)?),
+    };
+    (1024 <= first && first <= last).then_some(first..=last)
+}
+
+/// 32 hexadecimal digits.
+pub(super) fn key_bytes(text: &str) -> Option<[u8; 16]> {
+    let digits = text.len() == 32 && text.bytes().all(|byte| byte.is_ascii_hexdigit());
+    digits.then(|| u128::from_str_radix(text, 16).ok().map(u128::to_be_bytes)).flatten()
+}
+
+impl Checker<'_> {
+    /// A name: 1…128 of letters, digits and `. _ - : /`.
+    pub(super) fn name(&mut self, key: impl FnOnce() -> String, value: &str) {
+        const ALLOWED: &str = "1 to 128 letters, digits and . _ - : /";
+        let fits = |byte: u8| byte.is_ascii_alphanumeric() || b"._-:/".contains(&byte);
+        if value.is_empty() {
+            self.error(key(), value, Problem::Missing(ALLOWED));
+        } else if value.len() > 128 || !value.bytes().all(fits) {
+            self.error(key(), value, Problem::Form(format!("a name; allowed is {ALLOWED}")));
+        }
+    }
+
+    /// An identifier: `prefix` and 1…64 of a-z, 0-9 and `-`.
+    pub(super) fn identifier(&mut self, key: impl FnOnce() -> String, value: &str, prefix: &'static str) {
+        let fits = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
+        let allowed = match prefix {
+            "vpce-" => "vpce- (not vpce-svc-) and 1 to 64 of a-z, 0-9 and -, such as vpce-0123456789abcdef0",
+            "vpce-svc-" => "vpce-svc- and 1 to 64 of a-z, 0-9 and -, such as vpce-svc-0123456789abcdef0",
+            _ => "vpc- and 1 to 64 of a-z, 0-9 and -, such as vpc-0123456789abcdef0",
+        };
+        let rest = value.strip_prefix(prefix).unwrap_or_default();
+        if value.is_empty() {
+            self.error(key(), value, Problem::Missing(allowed));
+        } else if rest.is_empty()
+            || rest.len() > 64
+            || !rest.bytes().all(fits)
+            || prefix == "vpce-" && rest.starts_with("svc-")
+        {
+            self.error(key(), value, Problem::Form(format!("an identifier of its kind; allowed is {allowed}")));
+        }
+    }
+}

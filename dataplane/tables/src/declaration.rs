@@ -1,0 +1,332 @@
+//! What an operator declares, as written: the TOML file's tables and keys, nothing checked yet but names and types.
+//!
+//! A key that is left out has the default that stands at its field; a required key that is left out is reported by
+//! [`Declaration::check`] like every other mistake, so that one run names them all. The same types can be made in a
+//! program and written with [`Declaration::to_toml`]. `configs/gateway.toml` shows every key.
+
+use serde::{Deserialize, Serialize};
+
+use crate::error::Errors;
+
+/// A whole configuration file.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Declaration {
+    /// Name of the file, for errors; not part of it.
+    #[serde(skip)]
+    pub file: String,
+    /// `[gateway]`: the process.
+    pub gateway: Gateway,
+    /// `[workers]`: the threads that forward.
+    pub workers: Workers,
+    /// `[selection]`: the choice of targets.
+    pub selection: Selection,
+    /// `[limits]`: room that is made once, at the start.
+    pub limits: Limits,
+    /// `[[port]]`: interfaces.
+    #[serde(rename = "port")]
+    pub ports: Vec<Port>,
+    /// `[[vpc]]`: tenants' networks.
+    #[serde(rename = "vpc")]
+    pub vpcs: Vec<Vpc>,
+    /// `[[attachment]]`: how the gateway reaches the VPCs.
+    #[serde(rename = "attachment")]
+    pub attachments: Vec<Attachment>,
+    /// `[[route]]`: what lies behind routers.
+    #[serde(rename = "route")]
+    pub routes: Vec<Route>,
+    /// `[[snat_pool]]`: what targets see as the source.
+    #[serde(rename = "snat_pool")]
+    pub snat_pools: Vec<SnatPool>,
+    /// `[[target_group]]`: targets.
+    #[serde(rename = "target_group")]
+    pub target_groups: Vec<TargetGroup>,
+    /// `[[load_balancer]]`: listeners.
+    #[serde(rename = "load_balancer")]
+    pub load_balancers: Vec<LoadBalancer>,
+    /// `[[service]]`: endpoint services.
+    #[serde(rename = "service")]
+    pub services: Vec<Service>,
+    /// `[[endpoint]]`: interface endpoints.
+    #[serde(rename = "endpoint")]
+    pub endpoints: Vec<Endpoint>,
+}
+
+/// `[gateway]`
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Gateway {
+    /// Name of the gateway in logs and metrics, 1…128 characters. Default: `gateway`.
+    pub name: Option<String>,
+    /// Absolute path of the directory for sockets and for what is to be restored. Default: `/run/postern`.
+    pub run_directory: Option<String>,
+    /// Address and port of the Prometheus page, for example `127.0.0.1:9464`. Default: no page.
+    pub metrics: Option<String>,
+    /// Allows `metrics` on an address that other hosts reach. Default: `false`.
+    pub metrics_public: Option<bool>,
+    /// Absolute path of the Unix socket for `postern flows` and others. Default: `control.sock` in the run directory.
+    pub control_socket: Option<String>,
+}
+
+/// `[workers]`
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Workers {
+    /// Threads that forward, 1…64. Default: 1.
+    pub count: Option<i64>,
+    /// The CPU of each worker, 0…4095, as many as workers. Default: not pinned.
+    pub cpus: Option<Vec<i64>>,
+    /// What a worker does when there is nothing to do. Default: `adaptive`.
+    pub polling: Option<Polling>,
+    /// Most live flows of each worker, 1,024…16,777,216. Default: 1,048,576.
+    pub flows: Option<i64>,
+}
+
+/// What a worker does when there is nothing to do.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Polling {
+    /// Spins while there is traffic, sleeps when there has been none for a while.
+    #[default]
+    Adaptive,
+    /// Never sleeps: the lowest latency for a whole CPU.
+    Spin,
+    /// Sleeps in the kernel until there is a frame.
+    Sleep,
+}
+
+/// `[selection]`
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Selection {
+    /// Key of the target choice, 32 hexadecimal digits, the same on every gateway. Default: a public constant.
+    pub key: Option<String>,
+}
+
+/// `[limits]`
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Limits {
+    /// Most endpoint addresses until the next restart, 1…16,777,216. Default: twice the declared, as a power of two, at
+    /// least 4,096.
+    pub endpoints: Option<i64>,
+    /// Most targets until the next restart, 1…16,777,216. Default: likewise.
+    pub targets: Option<i64>,
+}
+
+/// `[[port]]`
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Port {
+    /// Linux interface name, 1…15 bytes. Required.
+    pub interface: String,
+    /// Who uses the interface. Default: `shared`.
+    pub mode: Mode,
+}
+
+/// Who uses an interface.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Mode {
+    /// Postern alone.
+    Own,
+    /// Postern and the host.
+    #[default]
+    Shared,
+}
+
+/// `[[vpc]]`
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Vpc {
+    /// `vpc-` and 1…64 of a-z, 0-9, `-`. Required.
+    pub id: String,
+}
+
+/// `[[attachment]]`
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Attachment {
+    /// Name, 1…128 characters; keeps its meaning across reloads. Required.
+    pub name: String,
+    /// The VPC behind it. Required.
+    pub vpc: String,
+    /// The port's interface name. Required.
+    pub port: String,
+    /// 802.1Q VLAN identifier, 1…4094. Default: untagged.
+    pub vlan: Option<i64>,
+    /// On-link prefixes: their addresses are neighbours. Default: none.
+    pub prefixes: Vec<String>,
+    /// Largest IP datagram that may be sent, 576…65535 bytes. Default: the interface's MTU.
+    pub mtu: Option<i64>,
+    /// How replies go back to consumers. Default: `route`.
+    #[serde(rename = "return")]
+    pub return_path: ReturnPath,
+    /// A MAC address of its own. Default: the interface's.
+    pub mac: Option<String>,
+}
+
+/// How replies go back to consumers.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ReturnPath {
+    /// By the VPC's routes.
+    #[default]
+    Route,
+    /// To the MAC address from which the flow's first packet came.
+    LastHop,
+}
+
+/// `[[route]]`
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Route {
+    /// The attachment to send on. Required.
+    pub attachment: String,
+    /// Prefix of the destinations. Required.
+    pub destination: String,
+    /// The router, in an on-link prefix of the attachment. Default: destinations are neighbours themselves.
+    pub via: Option<String>,
+}
+
+/// `[[snat_pool]]`
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct SnatPool {
+    /// Name, 1…128 characters. Required.
+    pub name: String,
+    /// The provider's VPC. Required.
+    pub vpc: String,
+    /// Its addresses. Without any, new flows are refused and counted.
+    pub addresses: Vec<String>,
+    /// Ports of each address, within 1024…65535. Default: `1024-65535`.
+    pub ports: Option<String>,
+    /// How long a freed port rests before it is used again toward the same target, 0…240 seconds. Default: 60.
+    pub rest_seconds: Option<i64>,
+}
+
+/// `[[target_group]]`
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct TargetGroup {
+    /// Name, 1…128 characters. Required.
+    pub name: String,
+    /// The provider's VPC. Required.
+    pub vpc: String,
+    /// The pool that the targets see, of the same VPC. Required.
+    pub snat_pool: String,
+    /// Slots of the selection table, 16381 or 65537; the same for the group's life. Default: 16381 up to 100 targets,
+    /// else 65537.
+    pub slots: Option<i64>,
+    /// `[[target_group.target]]`: the targets.
+    #[serde(rename = "target")]
+    pub targets: Vec<Target>,
+}
+
+/// `[[target_group.target]]`
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Target {
+    /// Address in the provider's VPC. Required.
+    pub address: String,
+    /// Port, 1…65535. Required.
+    pub port: i64,
+    /// Share of the group's new flows, 0…999; 0: no new flows. Default: 1.
+    pub weight: Option<i64>,
+}
+
+/// `[[load_balancer]]`
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct LoadBalancer {
+    /// Name, 1…128 characters. Required.
+    pub name: String,
+    /// `[[load_balancer.listener]]`: what it listens on.
+    #[serde(rename = "listener")]
+    pub listeners: Vec<Listener>,
+}
+
+/// `[[load_balancer.listener]]`
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Listener {
+    /// Protocol. Default: `tcp`.
+    pub protocol: Protocol,
+    /// Port, 1…65535. Required.
+    pub port: i64,
+    /// Idle time of an established flow: TCP 60…6000 seconds (350), UDP 10…6000 seconds (120).
+    pub idle_seconds: Option<i64>,
+    /// Upper bound of the MSS option in SYN and SYN-ACK, 88…65495 bytes; TCP only. Default: from the MTUs only.
+    pub mss: Option<i64>,
+    /// The groups that share its flows. Required.
+    pub target_groups: Vec<WeightedGroup>,
+}
+
+/// Protocol of a listener.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Protocol {
+    /// TCP.
+    #[default]
+    Tcp,
+    /// UDP.
+    Udp,
+}
+
+/// `{ name = "…", weight = … }` in a listener's `target_groups`.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct WeightedGroup {
+    /// Name of the group. Required.
+    pub name: String,
+    /// Share of the listener's new flows, 0…999; 0: no new flows. Default: 1.
+    pub weight: Option<i64>,
+}
+
+/// `[[service]]`
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Service {
+    /// `vpce-svc-` and 1…64 of a-z, 0-9, `-`; from control always 17 hexadecimal digits. Required.
+    pub id: String,
+    /// Names of its load balancers; together at most one listener for a protocol and port.
+    pub load_balancers: Vec<String>,
+}
+
+/// `[[endpoint]]`
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Endpoint {
+    /// `vpce-` and 1…64 of a-z, 0-9, `-`; from control always 17 hexadecimal digits. Required.
+    pub id: String,
+    /// The consumer's VPC. Required.
+    pub vpc: String,
+    /// The service that it stands for. Required.
+    pub service: String,
+    /// Its addresses in the consumer's VPC, at least one.
+    pub addresses: Vec<String>,
+    /// Largest IP datagram through the endpoint, 576…65535 bytes. Default: 8500.
+    pub mtu: Option<i64>,
+    /// Whether ICMP echo to the addresses is answered. Default: `true`.
+    pub echo: Option<bool>,
+}
+
+impl Declaration {
+    /// Reads a file's text; `file_name` is what errors call it.
+    ///
+    /// # Errors
+    /// When the text is not TOML, has a key that does not exist, or a value of the wrong type: with the line. Ranges and
+    /// references are not looked at; [`Self::check`] does.
+    pub fn from_toml(text: &str, file_name: &str) -> Result<Self, Errors> {
+        let mut declaration: Self =
+            toml::from_str(text).map_err(|error| Errors::from_syntax(file_name, text, &error))?;
+        file_name.clone_into(&mut declaration.file);
+        Ok(declaration)
+    }
+
+    /// Writes the file that reads back as this declaration.
+    #[must_use]
+    pub fn to_toml(&self) -> String {
+        toml::to_string(self).expect("every declaration is a TOML table of tables, texts, integers and lists of them")
+    }
+}

@@ -1,0 +1,63 @@
+//! What a snapshot precomputes for the packet path.
+
+use postern_wire::{AttachmentIndex, PortIndex};
+
+use crate::snapshot::Attachment;
+
+/// From port and VLAN to attachment.
+#[derive(Clone, Debug, Default)]
+pub struct AttachmentLookup {
+    by_port: Vec<PortLookup>,
+    attachments: usize,
+}
+
+#[derive(Clone, Debug, Default)]
+struct PortLookup {
+    untagged: Option<AttachmentIndex>,
+    /// By VLAN identifier; empty where the port has no tagged attachment.
+    tagged: Vec<Option<AttachmentIndex>>,
+}
+
+/// VLAN identifiers have 12 bits.
+const VLANS: usize = 4096;
+
+impl AttachmentLookup {
+    /// Of attachments in the order of their indices.
+    #[must_use]
+    pub fn new(attachments: &[Attachment]) -> Self {
+        let mut by_port: Vec<PortLookup> = Vec::new();
+        for (at, attachment) in attachments.iter().enumerate() {
+            if attachment.is_removed() {
+                continue;
+            }
+            let port = usize::from(attachment.port.0);
+            if by_port.len() <= port {
+                by_port.resize_with(port + 1, PortLookup::default);
+            }
+            let index = Some(AttachmentIndex(at as u16));
+            let lookup = &mut by_port[port];
+            match attachment.vlan {
+                None | Some(0) => lookup.untagged = index,
+                Some(vlan) => {
+                    lookup.tagged.resize(VLANS, None);
+                    lookup.tagged[usize::from(vlan) % VLANS] = index;
+                }
+            }
+        }
+        Self { by_port, attachments: attachments.len() }
+    }
+
+    /// Whether it was made of so many attachments.
+    #[inline]
+    pub(crate) const fn covers(&self, attachments: usize) -> bool {
+        self.attachments == attachments
+    }
+
+    /// The attachment of frames that come in on `port` with VLAN identifier `vlan` (0: untagged).
+    #[inline]
+    #[must_use]
+    pub fn find(&self, port: PortIndex, vlan: u16) -> Option<AttachmentIndex> {
+        let lookup = self.by_port.get(usize::from(port.0))?;
+        if vlan == 0 { lookup.untagged } else { *lookup.tagged.get(usize::from(vlan))? }
+    }
+}
