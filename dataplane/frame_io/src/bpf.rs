@@ -24,8 +24,6 @@ const NO_PREALLOCATION: u32 = 1;
 const PSEUDO_MAP_FD: u8 = 1;
 /// Opcode of the 64-bit immediate load (`BPF_LD | BPF_IMM | BPF_DW`).
 const LOAD_IMMEDIATE_64: u8 = 0x18;
-/// `PACKET_FANOUT_DATA` of `linux/if_packet.h`.
-const PACKET_FANOUT_DATA: libc::c_int = 22;
 /// Bytes of the verifier's log that are kept.
 const LOG_LENGTH: usize = 256 * 1024;
 /// Bytes of its end that an error shows.
@@ -483,48 +481,6 @@ impl Program {
         bpf(PROG_TEST_RUN, &mut attributes)
             .map_err(|error| BpfError::from_system("try a BPF program on a frame", "5.8", error))?;
         Ok((attributes.retval, Duration::from_nanos(u64::from(attributes.duration))))
-    }
-
-    /// Makes this program the filter of a socket: it returns how many bytes of a frame the socket gets, 0 for none.
-    ///
-    /// # Errors
-    /// What the kernel said, for instance for a program that is no [`ProgramKind::SocketFilter`].
-    pub fn filter(&self, socket: BorrowedFd<'_>) -> Result<(), BpfError> {
-        self.set_option(socket, libc::SOL_SOCKET, libc::SO_ATTACH_BPF, "filter a socket by a BPF program")
-    }
-
-    /// Lets this program choose the member of the packet fan-out group (`PACKET_FANOUT_EBPF`) that the socket has joined:
-    /// members count from 0 in the order in which they joined.
-    ///
-    /// # Errors
-    /// What the kernel said, for instance for a socket that is in no such group.
-    pub fn steer_fan_out(&self, socket: BorrowedFd<'_>) -> Result<(), BpfError> {
-        self.set_option(socket, libc::SOL_PACKET, PACKET_FANOUT_DATA, "steer a fan-out group by a BPF program")
-    }
-
-    fn set_option(
-        &self,
-        socket: BorrowedFd<'_>,
-        level: libc::c_int,
-        option: libc::c_int,
-        operation: &str,
-    ) -> Result<(), BpfError> {
-        let descriptor: libc::c_int = self.descriptor.as_raw_fd();
-        // SAFETY: libc offers these options only by the raw call. The kernel reads one int at the address of a live
-        // local variable, and takes its own reference to the program.
-        let result = unsafe {
-            libc::setsockopt(
-                socket.as_raw_fd(),
-                level,
-                option,
-                std::ptr::from_ref(&descriptor).cast(),
-                size_of::<libc::c_int>() as libc::socklen_t,
-            )
-        };
-        if result == 0 {
-            return Ok(());
-        }
-        Err(BpfError::from_system(operation, "4.3", io::Error::last_os_error()))
     }
 }
 

@@ -5,8 +5,9 @@
 //! rtnetlink. That filter outlives a process that is killed; it always has the same place, so that the next start
 //! replaces it, and [`detach_leftover`] removes it.
 
-use std::io;
-use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
+use std::io::{self, Read};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::time::Duration;
 
 use crate::bpf::{self, BpfError, LINK_CREATE, Program};
 
@@ -240,22 +241,14 @@ impl RtnetlinkRequest {
     fn send(mut self) -> io::Result<()> {
         let length = self.bytes.len() as u32;
         self.bytes[..4].copy_from_slice(&length.to_ne_bytes());
-        // SAFETY: socket2 gives no netlink sockets with this protocol number by a safe name; the call takes no pointer, and
-        // its result, if it is not negative, is a fresh descriptor that nobody else owns.
-        let socket = unsafe {
-            let descriptor = libc::socket(libc::AF_NETLINK, libc::SOCK_RAW | libc::SOCK_CLOEXEC, libc::NETLINK_ROUTE);
-            if descriptor < 0 {
-                return Err(io::Error::last_os_error());
-            }
-            OwnedFd::from_raw_fd(descriptor)
-        };
-        let socket = socket2::Socket::from(socket);
-        socket.set_read_timeout(Some(std::time::Duration::from_secs(5)))?;
+        let protocol = socket2::Protocol::from(libc::NETLINK_ROUTE);
+        let mut socket =
+            socket2::Socket::new(socket2::Domain::from(libc::AF_NETLINK), socket2::Type::RAW, Some(protocol))?;
+        socket.set_read_timeout(Some(Duration::from_secs(5)))?;
         socket.send(&self.bytes)?;
-        let mut reply = Vec::with_capacity(4096);
-        let length = socket.recv(reply.spare_capacity_mut())?;
-        // SAFETY: the kernel has just written `length` bytes, at most the capacity, to the start of the vector.
-        unsafe { reply.set_len(length) };
+        let mut reply = [0; 4096];
+        let length = socket.read(&mut reply)?;
+        let reply = &reply[..length];
         // `struct nlmsgerr` behind the header: an errno, negated, or 0.
         let message_type = reply.get(4..6).map(|bytes| u16::from_ne_bytes([bytes[0], bytes[1]]));
         let error = reply.get(16..20).map(|bytes| i32::from_ne_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]));
@@ -280,7 +273,6 @@ fn put_attribute(bytes: &mut Vec<u8>, kind: u16, value: &[u8]) {
 #[cfg(test)]
 mod tests {
     use std::net::UdpSocket;
-    use std::time::Duration;
 
     use nix::sched::{CloneFlags, unshare};
 
