@@ -35,7 +35,7 @@ pub enum InterfaceError {
         /// In which namespace.
         namespace: String,
         /// Why not.
-        source: rtnetlink::Error,
+        source: io::Error,
     },
     /// The netlink socket could not be opened.
     #[error("cannot open a netlink socket in the network namespace {namespace}: {source}")]
@@ -132,7 +132,8 @@ impl Interface {
         Ok(namespace.interface(name))
     }
 
-    /// Makes an 802.1Q interface on this one, named `NAME.ID`; it is up.
+    /// Makes an 802.1Q interface on this one, named `NAME.ID`; it is up. A kernel that was built without
+    /// `CONFIG_VLAN_8021Q` answers [`io::ErrorKind::Unsupported`].
     pub fn add_vlan(&self, id: u16) -> Result<Self, InterfaceError> {
         let name = format!("{}.{id}", self.name);
         let vlan = LinkVlan::new(&name, self.index()?, id).up().build();
@@ -312,6 +313,9 @@ fn netlink<T: Send>(
         action,
         interface: interface.to_owned(),
         namespace: namespace.name().to_owned(),
-        source,
+        source: match source {
+            rtnetlink::Error::NetlinkError(answer) => answer.to_io(),
+            other => io::Error::other(other),
+        },
     })
 }

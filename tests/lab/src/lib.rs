@@ -5,14 +5,19 @@
 //! it is dropped, and by the kernel if the process that started it dies.
 #![forbid(unsafe_code)]
 
+pub mod client;
 pub mod interface;
 pub mod namespace;
 pub mod offload;
 pub mod process;
+pub mod server;
 pub mod statistics;
+pub mod stream;
 
+pub use client::{Client, Reply, RequestError, Transfer, Way};
 pub use interface::{Interface, InterfaceError, VethEnd};
 pub use namespace::{Namespace, NamespaceError};
 pub use offload::{Offload, OffloadError};
 pub use process::{Launcher, Process, ProcessError};
+pub use server::{Answer, ServerError, Servers};
 pub use statistics::{InterfaceStatistics, ProtocolStatistics};

@@ -1,11 +1,11 @@
 //! Namespaces, interfaces and processes do what they say and leave nothing behind.
 
-use std::io::{Read, Write};
+use std::io::{ErrorKind, Read, Write};
 use std::net::{IpAddr, Ipv4Addr, TcpListener, TcpStream, UdpSocket};
 use std::process::Command;
 use std::time::Duration;
 
-use postern_lab::{Interface, Namespace, Offload, VethEnd};
+use postern_lab::{Interface, InterfaceError, Namespace, Offload, VethEnd};
 use postern_wire::MacAddress;
 
 const LEFT: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 1);
@@ -94,14 +94,31 @@ fn names_macs_and_mtus_are_as_asked() {
 }
 
 #[test]
-fn vlans_bridges_routes_and_neighbours_carry_traffic() {
+fn a_vlan_carries_tagged_traffic() {
+    let Some((left, right)) = namespaces() else { return };
+    let (a, b) = VethEnd::new(&left, "eth0").pair(&VethEnd::new(&right, "eth0")).unwrap();
+    for (end, address) in [(a, LEFT), (b, RIGHT)] {
+        match end.add_vlan(100) {
+            Ok(vlan) => vlan.add_address(IpAddr::V4(address), 24).unwrap(),
+            Err(InterfaceError::Change { source, .. }) if source.kind() == ErrorKind::Unsupported => {
+                println!("skipped: this kernel has no 802.1Q interfaces (CONFIG_VLAN_8021Q)");
+                return;
+            }
+            Err(error) => panic!("{error}"),
+        }
+    }
+    exchange(&left, &right, RIGHT);
+}
+
+#[test]
+fn bridges_routes_and_neighbours_carry_traffic() {
     let Some((left, right)) = namespaces() else { return };
     let switch = Namespace::anonymous("switch").unwrap();
     let bridge = Interface::bridge(&switch, "bridge", 1500).unwrap();
     for (namespace, port, address) in [(&left, "left", LEFT), (&right, "right", RIGHT)] {
         let (end, attached) = VethEnd::new(namespace, "eth0").pair(&VethEnd::new(&switch, port)).unwrap();
         attached.attach_to(&bridge).unwrap();
-        end.add_vlan(100).unwrap().add_address(IpAddr::V4(address), 24).unwrap();
+        end.add_address(IpAddr::V4(address), 24).unwrap();
     }
     exchange(&left, &right, RIGHT);
     let remote = Ipv4Addr::new(192, 0, 2, 1);
@@ -110,7 +127,7 @@ fn vlans_bridges_routes_and_neighbours_carry_traffic() {
     exchange(&left, &right, remote);
     // A neighbour that nobody is: nothing arrives any more.
     let nobody = MacAddress([2, 0, 0, 0, 0, 99]);
-    left.interface("eth0.100").add_neighbour(IpAddr::V4(RIGHT), nobody).unwrap();
+    left.interface("eth0").add_neighbour(IpAddr::V4(RIGHT), nobody).unwrap();
     let before = right.statistics().unwrap().counter("Udp.NoPorts");
     left.run(|| UdpSocket::bind((LEFT, 0)).unwrap().send_to(b"?", (RIGHT, 9)).unwrap()).unwrap();
     std::thread::sleep(Duration::from_millis(20));
