@@ -263,15 +263,21 @@ impl Shown for usize {
 pub(crate) struct Names<'a> {
     kind: &'static str,
     index: HashMap<&'a str, usize>,
+    /// The first ones, as far as they fit an error.
+    first: Vec<&'a str>,
 }
 
 impl<'a> Names<'a> {
     pub(crate) fn of(kind: &'static str, names: impl Iterator<Item = &'a String>) -> Self {
         let mut index = HashMap::new();
+        let mut first = Vec::new();
         for (at, name) in names.enumerate() {
+            if at < 8 {
+                first.push(name.as_str());
+            }
             index.entry(name.as_str()).or_insert(at);
         }
-        Self { kind, index }
+        Self { kind, index, first }
     }
 
     pub(crate) fn find(&self, name: &str) -> Option<usize> {
@@ -280,19 +286,13 @@ impl<'a> Names<'a> {
 
     /// What is declared, as far as it fits an error.
     fn known(&self) -> String {
-        let mut names: Vec<(usize, &str)> = self.index.iter().map(|(name, at)| (*at, *name)).collect();
-        names.sort_unstable();
-        if names.is_empty() {
+        if self.first.is_empty() {
             return "none is declared".to_owned();
         }
-        let mut text = String::from("declared are ");
-        for (at, (_, name)) in names.iter().take(8).enumerate() {
-            text.push_str(if at > 0 { ", " } else { "" });
-            text.push_str(&name.shown());
+        let names = self.first.iter().map(Shown::shown).collect::<Vec<_>>().join(", ");
+        match self.index.len().checked_sub(self.first.len()) {
+            None | Some(0) => format!("declared are {names}"),
+            Some(more) => format!("declared are {names} and {more} more"),
         }
-        if names.len() > 8 {
-            text.push_str(&format!(" and {} more", names.len() - 8));
-        }
-        text
     }
 }

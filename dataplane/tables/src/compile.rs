@@ -29,10 +29,10 @@ pub fn compile(checked: &Checked, previous: Option<&Snapshot>) -> Snapshot {
     let old = previous.unwrap_or(&nothing);
     let mut history = old.history.clone();
 
-    let vpc_at = positions(&old.vpcs, |vpc| &vpc.id, checked.vpcs.iter(), usize::MAX);
+    let vpc_at = positions(&old.vpcs, |vpc| &vpc.id, checked.vpcs.iter());
     let attachment_names = checked.attachments.iter().map(|attachment| &attachment.name);
-    let attachment_at = positions(&old.attachments, |attachment| &attachment.name, attachment_names, ATTACHMENTS);
-    let pool_at = positions(&old.pools, |pool| &pool.name, checked.pools.iter().map(|pool| &pool.name), usize::MAX);
+    let attachment_at = positions(&old.attachments, |attachment| &attachment.name, attachment_names);
+    let pool_at = positions(&old.pools, |pool| &pool.name, checked.pools.iter().map(|pool| &pool.name));
     let vpc = |declared: usize| VpcIndex(vpc_at.index[declared]);
 
     let vpcs = vpcs(checked, &vpc_at, &attachment_at);
@@ -75,8 +75,9 @@ pub fn compile(checked: &Checked, previous: Option<&Snapshot>) -> Snapshot {
     }
 }
 
-/// Largest number of attachments with the removed ones, whose places are taken again only when it is reached.
-const ATTACHMENTS: usize = u16::MAX as usize;
+/// Places of VPCs, attachments and pools. A removed one's place is taken again only when all have been used, because
+/// flows may still hold its index.
+const PLACES: usize = u16::MAX as usize;
 
 /// Where declared objects stand among the old ones.
 struct Positions {
@@ -85,12 +86,11 @@ struct Positions {
     length: usize,
 }
 
-/// Objects with the name of an old one keep its place, the others come behind; or, with `most` places, in removed ones'.
+/// Objects with the name of an old one keep its place, the others come behind.
 fn positions<'n, T>(
     old: &'n [T],
     name: impl Fn(&'n T) -> &'n String,
     names: impl Iterator<Item = &'n String>,
-    most: usize,
 ) -> Positions {
     let known: HashMap<&String, u32> = old.iter().map(name).zip(0..).collect();
     let mut index: Vec<u32> = names.map(|name| known.get(name).copied().unwrap_or(u32::MAX)).collect();
@@ -99,7 +99,7 @@ fn positions<'n, T>(
     index.iter().filter(|&&at| at != u32::MAX).for_each(|&at| taken[at as usize] = true);
     let mut removed = (0..old.len()).filter(|&at| !taken[at]);
     for at in index.iter_mut().filter(|at| **at == u32::MAX) {
-        let place = if length < most { length } else { removed.next().unwrap_or(length) };
+        let place = if length < PLACES { length } else { removed.next().unwrap_or(length) };
         length = length.max(place + 1);
         *at = place as u32;
     }

@@ -4,6 +4,8 @@
 //! [`Declaration::check`] like every other mistake, so that one run names them all. The same types can be made in a
 //! program and written with [`Declaration::to_toml`]. `configs/gateway.toml` shows every key.
 
+use std::fmt;
+
 use serde::{Deserialize, Serialize};
 
 use crate::error::Errors;
@@ -93,6 +95,16 @@ pub enum Polling {
     Spin,
     /// Sleeps in the kernel until there is a frame.
     Sleep,
+}
+
+impl fmt::Display for Polling {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Adaptive => "adaptive",
+            Self::Spin => "spin",
+            Self::Sleep => "sleep",
+        })
+    }
 }
 
 /// `[selection]`

@@ -13,17 +13,23 @@ impl std::error::Error for Errors {}
 
 impl fmt::Display for Errors {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for (at, error) in self.0.iter().enumerate() {
+        for (at, error) in self.0.iter().take(Self::SHOWN).enumerate() {
             if at > 0 {
                 f.write_str("\n")?;
             }
             fmt::Display::fmt(error, f)?;
         }
-        Ok(())
+        match self.0.len().checked_sub(Self::SHOWN) {
+            None | Some(0) => Ok(()),
+            Some(more) => write!(f, "\n… and {more} more"),
+        }
     }
 }
 
 impl Errors {
+    /// How many errors are printed; all are in [`Errors::iter`].
+    pub const SHOWN: usize = 100;
+
     /// `list`, if there is anything in it.
     pub(crate) fn unless_empty(list: Vec<ConfigurationError>) -> Result<(), Self> {
         if list.is_empty() { Ok(()) } else { Err(Self(list)) }
@@ -145,13 +151,15 @@ pub enum Problem {
     /// A target that no route leads to.
     #[error("has no route in VPC {0}; allowed is an address in an attachment's prefixes or behind a [[route]]")]
     NoRoute(String),
-    /// Two listeners of one service want the same flows.
-    #[error("gives {protocol} port {port} of the service to a second listener; the first is {first}")]
+    /// Two listeners of one service or load balancer want the same flows.
+    #[error("gives {protocol} port {port} of the {of} to a second listener; the first is {first}")]
     ListenerTwice {
         /// `tcp` or `udp`.
         protocol: &'static str,
         /// The port.
         port: u16,
+        /// `service` or `load balancer`.
+        of: &'static str,
         /// Key of the first.
         first: String,
     },

@@ -1,8 +1,34 @@
 //! What a snapshot precomputes for the packet path.
 
-use postern_wire::{AttachmentIndex, PortIndex};
+use std::net::Ipv4Addr;
 
-use crate::snapshot::Attachment;
+use postern_wire::{AttachmentIndex, Ipv4Prefix, PortIndex};
+
+use crate::snapshot::{Attachment, Route};
+
+/// Up to so many routes are tried one by one.
+const FEW_ROUTES: usize = 16;
+
+/// The route with the longest prefix that contains `destination`.
+///
+/// `routes` stand longest prefix first, equal lengths by network address.
+#[must_use]
+pub fn longest_match(routes: &[Route], destination: Ipv4Addr) -> Option<&Route> {
+    if routes.len() <= FEW_ROUTES {
+        return routes.iter().find(|route| route.destination.contains(destination));
+    }
+    let mut rest = routes;
+    while let Some(first) = rest.first() {
+        let length = first.destination.length();
+        let (equal, shorter) = rest.split_at(rest.partition_point(|route| route.destination.length() == length));
+        let network = Ipv4Prefix::containing(destination, length)?;
+        if let Ok(at) = equal.binary_search_by_key(&network, |route| route.destination) {
+            return Some(&equal[at]);
+        }
+        rest = shorter;
+    }
+    None
+}
 
 /// From port and VLAN to attachment.
 #[derive(Clone, Debug, Default)]

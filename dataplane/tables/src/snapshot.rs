@@ -12,7 +12,7 @@ use postern_selection::{MaglevTable, SelectionHash};
 use postern_wire::{AttachmentIndex, Ipv4Prefix, MacAddress, PortIndex};
 
 use crate::history::History;
-use crate::lookup::AttachmentLookup;
+use crate::lookup::{AttachmentLookup, longest_match};
 
 /// Counts snapshots: a larger one is newer.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Default, Hash)]
@@ -111,7 +111,7 @@ pub struct Port {
 pub struct Vpc {
     /// `vpc-…`.
     pub id: String,
-    /// Routes of all its attachments, longest prefix first.
+    /// Routes of all its attachments, longest prefix first, equal lengths by network address.
     pub routes: Vec<Route>,
 }
 
@@ -327,7 +327,7 @@ impl Snapshot {
     /// The best route to `destination` in a VPC.
     #[must_use]
     pub fn route(&self, vpc: VpcIndex, destination: Ipv4Addr) -> Option<&Route> {
-        self.vpcs.get(vpc.at())?.routes.iter().find(|route| route.destination.contains(destination))
+        longest_match(&self.vpcs.get(vpc.at())?.routes, destination)
     }
 
     /// The endpoint at an index.

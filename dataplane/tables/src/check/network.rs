@@ -8,6 +8,7 @@ use postern_wire::{AttachmentIndex, Ipv4Prefix, MacAddress, PortIndex};
 use super::{Checker, Names, text};
 use crate::declaration::{self, Declaration, Mode};
 use crate::error::Problem;
+use crate::lookup::longest_match;
 use crate::snapshot::{Attachment, Port, ReturnPath, Route, SnatPool, VpcIndex};
 
 pub(super) fn ports(checker: &mut Checker<'_>, ports: &[declaration::Port]) -> Vec<Port> {
@@ -169,7 +170,7 @@ pub(super) struct Network<'a> {
     vpcs: &'a [String],
     /// On-link prefixes and routers by VPC.
     on_link: Vec<Vec<Ipv4Prefix>>,
-    routes: Vec<Vec<Ipv4Prefix>>,
+    routes: Vec<Vec<Route>>,
     routers: HashSet<(usize, Ipv4Addr)>,
     attached: Vec<bool>,
     /// Endpoint and SNAT addresses with their keys.
@@ -209,7 +210,7 @@ impl<'a> Network<'a> {
         }
         for (vpc, route) in routes {
             if let Some(routes) = network.routes.get_mut(*vpc) {
-                routes.push(route.destination);
+                routes.push(*route);
                 network.routers.extend(route.via.map(|via| (*vpc, via)));
             }
         }
@@ -225,7 +226,7 @@ impl<'a> Network<'a> {
     }
 
     pub(super) fn has_route(&self, vpc: usize, address: Ipv4Addr) -> bool {
-        self.routes[vpc].iter().any(|prefix| prefix.contains(address))
+        longest_match(&self.routes[vpc], address).is_some()
     }
 
     pub(super) fn local_key(&self, vpc: usize, address: Ipv4Addr) -> Option<LocalKey> {

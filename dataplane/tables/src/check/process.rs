@@ -89,7 +89,7 @@ pub(super) fn workers(checker: &mut Checker<'_>, workers: &declaration::Workers)
             let problem = Problem::Count { given: listed.len(), needed: count };
             checker.error("workers.cpus", listed.as_slice(), problem);
         }
-        for (at, &cpu) in listed.iter().enumerate() {
+        for (at, &cpu) in listed.iter().enumerate().take(count as usize) {
             let key = || format!("workers.cpus[{at}]");
             cpus.push(checker.number(&key, cpu, (0, 4095), "") as usize);
             if polling == Polling::Spin && listed[..at].contains(&cpu) {
@@ -151,8 +151,7 @@ impl Checked {
         let (old, new) = (&running.workers, &self.workers);
         fixed("workers.count", old.count.to_string(), new.count.to_string());
         fixed("workers.cpus", format!("{:?}", old.cpus), format!("{:?}", new.cpus));
-        let polling = |polling: Polling| format!("\"{}\"", format!("{polling:?}").to_lowercase());
-        fixed("workers.polling", polling(old.polling), polling(new.polling));
+        fixed("workers.polling", quoted(&old.polling), quoted(&new.polling));
         fixed("workers.flows", old.flows.to_string(), new.flows.to_string());
         for (key, written, old, new) in [
             ("limits.endpoints", self.limits_written[0], running.limits.endpoints, self.limits.endpoints),

@@ -135,9 +135,18 @@ pub(super) fn load_balancers(checker: &mut Checker<'_>, declaration: &Declaratio
     for (at, written) in declaration.load_balancers.iter().enumerate() {
         checker.name(|| key(at), &written.name);
         let mut listeners = Vec::new();
+        let mut taken = HashMap::new();
         for (position, listener) in written.listeners.iter().enumerate() {
             let prefix = format!("load_balancer[{at}].listener[{position}]");
-            listeners.push(check_listener(checker, &prefix, listener, &written.name, &groups));
+            let checked = check_listener(checker, &prefix, listener, &written.name, &groups);
+            if let Some(first) = taken.insert((checked.protocol, checked.port), format!("{prefix}.port")) {
+                checker.error(
+                    format!("{prefix}.port"),
+                    listener.port,
+                    listener_twice(&checked, "load balancer", first),
+                );
+            }
+            listeners.push(checked);
         }
         checked.push(listeners);
     }
@@ -211,17 +220,24 @@ pub(super) fn services(
             }
             balancers.push(balancer);
             for (number, listener) in load_balancers[balancer].iter().enumerate() {
-                let this = format!("load_balancer[{balancer}].listener[{number}]");
-                if let Some(first) = taken.insert((listener.protocol, listener.port), this) {
-                    let protocol = if listener.protocol == 6 { "tcp" } else { "udp" };
-                    let problem = Problem::ListenerTwice { protocol, port: listener.port, first };
-                    checker.error(key(), name, problem);
+                match taken.insert((listener.protocol, listener.port), (balancer, number)) {
+                    // Two of one load balancer were reported there.
+                    Some((other, number)) if other != balancer => {
+                        let first = format!("load_balancer[{other}].listener[{number}].port");
+                        checker.error(key(), name, listener_twice(listener, "service", first));
+                    }
+                    _ => {}
                 }
             }
         }
         checked.push(CheckedService { id: written.id.clone(), load_balancers: balancers });
     }
     checked
+}
+
+fn listener_twice(listener: &Listener, of: &'static str, first: String) -> Problem {
+    let protocol = if listener.protocol == 6 { "tcp" } else { "udp" };
+    Problem::ListenerTwice { protocol, port: listener.port, of, first }
 }
 
 pub(super) fn endpoints(
