@@ -1,6 +1,8 @@
 //! How to rewrite: plans, SNAT ports, ICMP quotes, MSS, segmentation.
 #![forbid(unsafe_code)]
 
+pub mod icmp;
+pub mod mss;
 pub mod plan;
 pub mod ports;
 pub mod rewrite;

@@ -10,10 +10,84 @@ pub const RST: u8 = 0x04;
 pub const PSH: u8 = 0x08;
 /// The acknowledgement number is valid.
 pub const ACK: u8 = 0x10;
+/// The urgent pointer is valid.
+pub const URG: u8 = 0x20;
+/// ECN echo (RFC 3168 §6.1).
+pub const ECE: u8 = 0x40;
+/// Congestion window reduced (RFC 3168 §6.1).
+pub const CWR: u8 = 0x80;
 
+/// Offset of the sequence number.
+pub const SEQUENCE: usize = 4;
+/// Offset of the acknowledgement number.
+pub const ACKNOWLEDGEMENT: usize = 8;
+/// Offset of the data offset, in the upper four bits.
+pub const DATA_OFFSET: usize = 12;
+/// Offset of the flags.
+pub const FLAGS: usize = 13;
 /// Offset of the checksum field in the header.
 pub const CHECKSUM: usize = 16;
 /// Length of a header without options, in bytes.
 pub const HEADER: usize = 20;
 /// Kind of the maximum segment size option (RFC 9293 §3.7.1).
 pub const OPTION_MSS: u8 = 2;
+
+/// Length of the header, in bytes, that its data offset says: 0…60. [`crate::parse`] has checked that a segment's is at
+/// least 20 and within the packet.
+#[inline]
+#[must_use]
+pub const fn header_length(data_offset: u8) -> usize {
+    (data_offset >> 4) as usize * 4
+}
+
+/// An option of a TCP header, without its kind and length bytes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct TcpOption {
+    /// Kind (IANA, TCP Option Kind Numbers).
+    pub kind: u8,
+    /// Offset of its data in the header.
+    pub data: usize,
+    /// Length of its data in bytes.
+    pub length: usize,
+}
+
+/// The options of a TCP header of which `header` is all bytes; ends at the end of the list (kind 0), and at the first option
+/// that is malformed. Padding (kind 1) is passed over.
+pub fn options(header: &[u8]) -> impl Iterator<Item = TcpOption> + '_ {
+    let mut at = HEADER;
+    std::iter::from_fn(move || {
+        while header.get(at) == Some(&1) {
+            at += 1;
+        }
+        let kind = *header.get(at)?;
+        let length = usize::from(*header.get(at + 1)?);
+        if kind == 0 || length < 2 || at + length > header.len() {
+            // Nothing behind a malformed option can be trusted.
+            at = header.len();
+            return None;
+        }
+        let option = TcpOption { kind, data: at + 2, length: length - 2 };
+        at += length;
+        Some(option)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn options_are_found_behind_padding_and_end_at_a_malformed_one() {
+        let mut header = [0u8; 40];
+        header[20..27].copy_from_slice(&[1, 2, 4, 0x05, 0xb4, 1, 1]);
+        header[27..30].copy_from_slice(&[3, 3, 7]);
+        let kinds = |header: &[u8]| options(header).map(|option| (option.kind, option.data)).collect::<Vec<_>>();
+        assert_eq!(kinds(&header), [(2, 23), (3, 29)]);
+        header[28] = 1;
+        assert_eq!(kinds(&header), [(2, 23)]);
+        header[28] = 14;
+        assert_eq!(kinds(&header), [(2, 23)]);
+        assert_eq!(kinds(&header[..22]), []);
+        assert_eq!(kinds(&header[..20]), []);
+    }
+}

@@ -1,0 +1,8 @@
+//! ICMP for a translator (RFC 5508): errors that quote a packet of a flow are translated outside and inside; errors, echo
+//! replies and resets of our own are written.
+
+mod answer;
+mod translate;
+
+pub use answer::{LONGEST_ERROR, RESET_LENGTH, echo_reply, icmp_error, may_answer, tcp_reset};
+pub use translate::{Quote, QuoteError, quote, translate_error};
