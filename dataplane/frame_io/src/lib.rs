@@ -3,7 +3,10 @@
 pub mod af_packet;
 pub mod bpf;
 pub mod device;
+pub mod features;
 pub mod interface;
+pub mod pin;
+pub mod poll;
 pub mod region;
 pub mod tc;
 mod vlan;
