@@ -46,9 +46,9 @@ pub struct FlowRecord {
     /// Bytes of them. (88…95)
     pub reverse_bytes: u64,
     /// Next record in the wheel slot, or in the free list. (96…99)
-    pub(crate) timer_next: u32,
+    pub timer_next: u32,
     /// Previous record in the wheel slot, or the slot itself. (100…103)
-    pub(crate) timer_previous: u32,
+    pub timer_previous: u32,
     /// Next half-open flow of the same lane. (104…107)
     pub half_open_next: u32,
     /// Previous half-open flow of the same lane. (108…111)
@@ -61,8 +61,10 @@ pub struct FlowRecord {
     pub started: u32,
     /// The listener's idle time, in seconds: what `idle_seconds` becomes when established. (124…125)
     pub listener_idle_seconds: u16,
-    /// Rest of the SNAT port after the flow's end, in seconds. (126…127)
-    pub rest_seconds: u16,
+    /// Rest of the SNAT port after the flow's end, in seconds. (126)
+    pub rest_seconds: u8,
+    /// The worker whose bucket the flow hashes to, where [`FlowRecord::FLAG_LENT`] is set. (127)
+    pub bucket_owner: u8,
 }
 
 const _: () = assert!(size_of::<FlowRecord>() == 128);
@@ -72,7 +74,7 @@ impl FlowRecord {
     pub const FLAG_LIVE: u8 = 1;
     /// The flow is in its lane's half-open list.
     pub const FLAG_HALF_OPEN: u8 = 2;
-    /// The flow's bucket belongs to another worker, whose index is in `lender`'s place; its end must be told.
+    /// The flow's bucket belongs to worker `bucket_owner`, which must be told of its end.
     pub const FLAG_LENT: u8 = 4;
     /// Not a flow of this worker: only a note that the flow lives at worker `target`.
     pub const FLAG_AWAY: u8 = 8;

@@ -131,7 +131,7 @@ impl WorkerCounters {
 
     /// Counts `frames` drops.
     #[inline]
-    pub fn drop(&self, reason: DropReason, frames: u64) {
+    pub fn count_drop(&self, reason: DropReason, frames: u64) {
         self.drops[reason as usize].add(frames);
     }
 

@@ -1,16 +1,22 @@
 //! One worker's forwarder.
 
+use std::hint::black_box;
 use std::net::Ipv4Addr;
 use std::sync::Arc;
 
+use postern_flows::{FlowTable, Found, RegionError};
 use postern_measurement::Now;
 use postern_steering::Ownership;
 use postern_tables::Snapshot;
-use postern_wire::{AttachmentIndex, FlowKey, Frame, MacAddress};
+use postern_translation::ports::{PortAllocator, PortCapacity};
+use postern_wire::{AttachmentIndex, FlowKey, Frame, MacAddress, PacketKind, Parsed, PortIndex, parse};
 
 use crate::counters::WorkerCounters;
-use crate::outbox::{Outbox, PeerMessage};
+use crate::limiter::TokenBucket;
+use crate::next_hops::{NextHops, own_mac};
+use crate::outbox::Outbox;
 use crate::verdict::{DropReason, HandoffNote, Verdict, WorkerIndex};
+use crate::waiting::WaitingRoom;
 
 /// Largest number of frames in a burst.
 pub const BURST: usize = 64;
@@ -45,13 +51,19 @@ pub struct PortInfo {
 #[derive(Debug, thiserror::Error)]
 pub enum ForwarderError {
     /// The memory is smaller than [`Forwarder::region_size`].
-    #[error("the flow region has {given} bytes, {needed} are needed")]
+    #[error("the worker's region has {given} bytes, {needed} are needed")]
     Memory {
         /// Bytes given.
         given: usize,
         /// Bytes needed.
         needed: usize,
     },
+    /// The flow table cannot live in it.
+    #[error(transparent)]
+    Flows(#[from] RegionError),
+    /// The SNAT ports cannot live in it.
+    #[error(transparent)]
+    Ports(#[from] postern_translation::ports::RegionError),
 }
 
 /// What the owner of the neighbour tables tells every worker.
@@ -88,25 +100,83 @@ pub struct FlowView {
     pub reverse_count: (u64, u64),
 }
 
+/// RSTs and ICMP errors of our own that a worker sends in a second, and at once.
+const ANSWERS_PER_SECOND: u32 = 1000;
+const ANSWERS_AT_ONCE: u32 = 200;
+/// Flows and rests that one slice of housekeeping looks at.
+const SLICE: u32 = 256;
+
 /// One worker's forwarder: flow memory, the snapshot that it works by, and its counters.
 #[derive(Debug)]
 pub struct Forwarder<'m> {
-    memory: &'m mut [u8],
-    counters: Arc<WorkerCounters>,
-    snapshot: Arc<Snapshot>,
+    pub(crate) worker: WorkerIndex,
+    pub(crate) workers: u16,
+    pub(crate) table: FlowTable<'m>,
+    pub(crate) snat: PortAllocator<'m>,
+    pub(crate) hops: NextHops,
+    pub(crate) waiting: WaitingRoom,
+    pub(crate) answers: TokenBucket,
+    pub(crate) ports: Vec<PortInfo>,
+    pub(crate) snapshot: Arc<Snapshot>,
+    pub(crate) ownership: Arc<Ownership>,
+    pub(crate) counters: Arc<WorkerCounters>,
+    slots: Vec<Slot>,
 }
+
+/// What is known of a frame between the passes over a burst.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Slot {
+    pub(crate) parsed: Parsed,
+    pub(crate) hash: u64,
+    pub(crate) found: Found,
+    pub(crate) admission: Admission,
+}
+
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Admission {
+    /// TCP or UDP on an attachment: to be looked up.
+    Flow,
+    /// ARP, ICMP, fragments and other protocols.
+    Other,
+    Refused(DropReason),
+}
+
+/// The attachment of the port and VLAN that were seen last: frames of a burst mostly share theirs.
+struct Link {
+    port: PortIndex,
+    vlan: u16,
+    attachment: AttachmentIndex,
+    /// The six bytes that the destination address should have, as a little-endian integer.
+    mac: u64,
+}
+
+const SLOT: Slot = Slot {
+    parsed: Parsed {
+        key: FlowKey { addresses: 0, rest: 0 },
+        kind: PacketKind::Arp,
+        tcp_flags: 0,
+        ttl: 0,
+        l3: 0,
+        l4: 0,
+        end: 0,
+        vlan: 0,
+    },
+    hash: 0,
+    found: Found::NOTHING,
+    admission: Admission::Other,
+};
 
 impl<'m> Forwarder<'m> {
     /// Bytes of memory that a forwarder of so many flows needs.
     #[must_use]
     pub fn region_size(flows: u32) -> usize {
-        flows as usize * 160
+        FlowTable::region_size(flows).next_multiple_of(64) + PortAllocator::region_size(&PortCapacity::for_flows(flows))
     }
 
-    /// Makes a forwarder in `memory`, which is zeroed.
+    /// Makes a forwarder in `memory`, which is zeroed and begins at a multiple of 8 bytes (better 64).
     ///
     /// # Errors
-    /// When the memory is too small.
+    /// When the memory is too small or not aligned.
     pub fn new(
         config: &ForwarderConfig,
         memory: &'m mut [u8],
@@ -114,18 +184,51 @@ impl<'m> Forwarder<'m> {
         ownership: Arc<Ownership>,
         counters: Arc<WorkerCounters>,
     ) -> Result<Self, ForwarderError> {
-        let _ = (config, ownership);
-        Ok(Self { memory, counters, snapshot })
+        let needed = Self::region_size(config.flows);
+        if memory.len() < needed {
+            return Err(ForwarderError::Memory { given: memory.len(), needed });
+        }
+        let [a, b, c, d] = config.secret;
+        let (flows, ports) = memory.split_at_mut(FlowTable::region_size(config.flows).next_multiple_of(64));
+        let mut snat =
+            PortAllocator::create(ports, PortCapacity::for_flows(config.flows), [a ^ d, b ^ c.rotate_left(32)])?;
+        snat.set_owned(owned_blocks(&ownership, config.worker));
+        Ok(Self {
+            worker: config.worker,
+            workers: config.workers.max(1),
+            table: FlowTable::create(flows, config.flows, config.secret)?,
+            snat,
+            hops: NextHops::new(c ^ a.rotate_left(7)),
+            waiting: WaitingRoom::new(),
+            answers: TokenBucket::new(ANSWERS_PER_SECOND, ANSWERS_AT_ONCE),
+            ports: config.ports.clone(),
+            snapshot,
+            ownership,
+            counters,
+            slots: vec![SLOT; BURST],
+        })
     }
 
     /// Handles one burst of at most [`BURST`] frames: writes one verdict for each, changes the frames in place, and may put
-    /// frames, neighbour requests and messages into the outbox. The caller counts `forwarded` and `answered` (or
-    /// `TransmitRefused`) when the kernel has said; everything else is counted here.
+    /// frames, neighbour requests and messages into the outbox.
+    ///
+    /// Received frames, drops and held frames are counted here. The caller counts what it does with the other verdicts:
+    /// `forwarded`, `answered`, `punted`, `handed_out`, or the drop when that fails.
     pub fn process(&mut self, frames: &mut [Frame<'_>], verdicts: &mut [Verdict], outbox: &mut Outbox, now: Now) {
-        let _ = (outbox, now, &self.memory);
-        for verdict in &mut verdicts[..frames.len()] {
-            *verdict = Verdict::Drop(DropReason::NoFlow);
+        let count = frames.len().min(verdicts.len()).min(BURST);
+        let mut slots = std::mem::take(&mut self.slots);
+        self.counters.received.add(count as u64);
+        self.counters.bursts.add(1);
+        self.look_up(&frames[..count], &mut slots[..count]);
+        let removals = self.table.removals();
+        for ((frame, slot), verdict) in frames.iter_mut().zip(&mut slots[..count]).zip(verdicts) {
+            // A flow that ended since the look-up may have left its number to another.
+            if self.table.removals() != removals && matches!(slot.admission, Admission::Flow) {
+                slot.found = self.table.find(slot.parsed.key, slot.hash);
+            }
+            *verdict = self.decide(frame, slot, None, outbox, now);
         }
+        self.slots = slots;
     }
 
     /// Handles one frame that another worker handed over.
@@ -136,40 +239,143 @@ impl<'m> Forwarder<'m> {
         outbox: &mut Outbox,
         now: Now,
     ) -> Verdict {
-        let _ = (frame, note, outbox, now);
-        Verdict::Drop(DropReason::NoFlow)
+        self.counters.handed_in.add(1);
+        let mut slot = SLOT;
+        self.look_up(std::slice::from_ref(frame), std::slice::from_mut(&mut slot));
+        self.decide(frame, &slot, Some(note), outbox, now)
+    }
+
+    /// Parses all frames, then reads all their buckets, then all their records: cache misses overlap.
+    #[inline]
+    fn look_up(&self, frames: &[Frame<'_>], slots: &mut [Slot]) {
+        let mut link = Link { port: PortIndex(u16::MAX), vlan: 0, attachment: AttachmentIndex(0), mac: u64::MAX };
+        for (frame, slot) in frames.iter().zip(slots.iter_mut()) {
+            slot.admission = match parse(frame) {
+                Ok(parsed) => {
+                    slot.parsed = parsed;
+                    self.admit(frame, slot, &mut link)
+                }
+                Err(error) => Admission::Refused(error.into()),
+            };
+        }
+        let mut touched = 0;
+        for slot in slots.iter() {
+            touched ^= self.table.touch_bucket(slot.hash);
+        }
+        for slot in slots.iter_mut() {
+            slot.found = Found::NOTHING;
+            if matches!(slot.admission, Admission::Flow) {
+                slot.found = self.table.find(slot.parsed.key, slot.hash);
+                if !slot.found.is_nothing() {
+                    touched ^= self.table.record(slot.found.index()).forward_packets as u8;
+                }
+            }
+        }
+        black_box(touched);
+    }
+
+    /// Finds the attachment, checks the destination MAC address and hashes the key.
+    #[inline]
+    fn admit(&self, frame: &Frame<'_>, slot: &mut Slot, link: &mut Link) -> Admission {
+        let parsed = &mut slot.parsed;
+        if (frame.ingress != link.port || parsed.vlan != link.vlan) && !self.follow(frame, parsed.vlan, link) {
+            return Admission::Refused(DropReason::NoAttachment);
+        }
+        let Some(front) = frame.bytes().first_chunk::<8>() else { return Admission::Refused(DropReason::Truncated) };
+        if u64::from_le_bytes(*front) & 0xffff_ffff_ffff != link.mac && front[0] & 1 == 0 {
+            return Admission::Refused(DropReason::ForeignMac);
+        }
+        parsed.key.rest |= u64::from(link.attachment.0) << 32;
+        if matches!(parsed.kind, PacketKind::Tcp | PacketKind::Udp) {
+            slot.hash = self.table.hash(parsed.key);
+            Admission::Flow
+        } else {
+            Admission::Other
+        }
+    }
+
+    #[cold]
+    fn follow(&self, frame: &Frame<'_>, vlan: u16, link: &mut Link) -> bool {
+        let Some(index) = self.snapshot.attachment(frame.ingress, vlan) else { return false };
+        let Some(attachment) = self.snapshot.attachments.get(usize::from(index.0)) else { return false };
+        let Some(port) = self.ports.get(usize::from(frame.ingress.0)) else { return false };
+        let [a, b, c, d, e, f] = own_mac(attachment, port).0;
+        *link =
+            Link { port: frame.ingress, vlan, attachment: index, mac: u64::from_le_bytes([a, b, c, d, e, f, 0, 0]) };
+        true
+    }
+
+    #[inline]
+    fn decide(
+        &mut self,
+        frame: &mut Frame<'_>,
+        slot: &Slot,
+        note: Option<HandoffNote>,
+        outbox: &mut Outbox,
+        now: Now,
+    ) -> Verdict {
+        match slot.admission {
+            Admission::Flow if slot.found.is_nothing() => self.first(frame, slot, note, outbox, now),
+            Admission::Flow => self.known(frame, slot, note, outbox, now),
+            Admission::Other => self.other(frame, slot, outbox, now),
+            Admission::Refused(reason) => self.refuse(reason),
+        }
+    }
+
+    #[cold]
+    fn other(&mut self, frame: &mut Frame<'_>, slot: &Slot, outbox: &mut Outbox, now: Now) -> Verdict {
+        match slot.parsed.kind {
+            PacketKind::Arp => Verdict::Punt,
+            PacketKind::Icmp => self.icmp(frame, &slot.parsed, outbox, now),
+            PacketKind::Fragment => self.refuse_at(&slot.parsed, DropReason::Fragment),
+            _ => self.refuse_at(&slot.parsed, DropReason::Protocol),
+        }
+    }
+
+    /// Counts a drop whose endpoint is not known.
+    #[cold]
+    pub(crate) fn refuse(&self, reason: DropReason) -> Verdict {
+        self.counters.count_drop(reason, 1);
+        Verdict::Drop(reason)
+    }
+
+    /// Counts a drop under an endpoint.
+    #[cold]
+    pub(crate) fn refuse_for(&self, endpoint: u32, reason: DropReason) -> Verdict {
+        if let Some(counters) = self.counters.endpoints.get(endpoint as usize) {
+            counters.drops.add(1);
+        }
+        self.refuse(reason)
     }
 
     /// Does a bounded slice of what is due: expires flows, ends rests, gives up on neighbours. True if more is due now.
     pub fn housekeeping(&mut self, outbox: &mut Outbox, now: Now) -> bool {
-        let _ = (outbox, now);
-        false
+        let mut budget = SLICE;
+        while let Some(index) = self.table.next_expired(now.milliseconds(), &mut budget) {
+            self.end(index, outbox, now);
+        }
+        let more_ports = self.snat.advance(now, SLICE);
+        if !self.waiting.is_empty() {
+            self.retry_waiting(outbox, now);
+        }
+        more_ports || self.table.is_due(now.milliseconds())
     }
 
-    /// Takes a new snapshot and returns the old one, which the publisher frees.
+    /// Takes a new snapshot and returns the old one, which the publisher frees. No flow is walked: each is judged again
+    /// by its next packet if its endpoint's policy epoch has moved.
     pub fn apply(&mut self, snapshot: Arc<Snapshot>) -> Arc<Snapshot> {
-        std::mem::replace(&mut self.snapshot, snapshot)
+        let old = std::mem::replace(&mut self.snapshot, snapshot);
+        if old.attachments != self.snapshot.attachments {
+            self.hops.refresh(&self.snapshot, &self.ports);
+        }
+        old
     }
 
     /// Learns MACs, MTUs and states of the ports, by index.
     pub fn set_ports(&mut self, ports: &[PortInfo]) {
-        let _ = ports;
-    }
-
-    /// Learns of a neighbour; frames that waited for it go into the outbox.
-    pub fn neighbour(&mut self, event: NeighbourEvent, outbox: &mut Outbox, now: Now) {
-        let _ = (event, outbox, now);
-    }
-
-    /// Takes a message of another worker.
-    pub fn peer_message(&mut self, message: PeerMessage, now: Now) {
-        let _ = (message, now);
-    }
-
-    /// Appends views of at most `most` flow slots from slot `cursor` on; returns where to go on, `None` at the end.
-    pub fn flows(&self, cursor: u32, most: u32, now: Now, views: &mut Vec<FlowView>) -> Option<u32> {
-        let _ = (cursor, most, now, views);
-        None
+        self.ports.clear();
+        self.ports.extend_from_slice(ports);
+        self.hops.refresh(&self.snapshot, &self.ports);
     }
 
     /// The counters.
@@ -177,4 +383,15 @@ impl<'m> Forwarder<'m> {
     pub fn counters(&self) -> &Arc<WorkerCounters> {
         &self.counters
     }
+}
+
+/// The blocks of ports that a worker owns, as the allocator takes them.
+fn owned_blocks(ownership: &Ownership, worker: WorkerIndex) -> [u64; 8] {
+    let mut owned = [0; 8];
+    for (block, owner) in ownership.blocks.iter().enumerate() {
+        if *owner == worker.0 {
+            owned[block / 64] |= 1 << (block % 64);
+        }
+    }
+    owned
 }

@@ -2,10 +2,17 @@
 //! allocation per packet.
 #![forbid(unsafe_code)]
 
+mod answers;
 pub mod counters;
+mod established;
+mod first_packet;
 pub mod forwarder;
+mod lifecycle;
+mod limiter;
+mod next_hops;
 pub mod outbox;
 pub mod verdict;
+mod waiting;
 
 pub use counters::WorkerCounters;
 pub use forwarder::{BURST, FlowView, Forwarder, ForwarderConfig, ForwarderError, NeighbourEvent, PortInfo};

@@ -65,6 +65,7 @@ pub fn compile(checked: &Checked, previous: Option<&Snapshot>) -> Snapshot {
         services,
         listeners,
         target_groups,
+        registered: targets.iter().flatten().map(|target| (target.vpc, target.address, target.port)).collect(),
         targets,
         local: own.chain(snat).collect(),
         pools,

@@ -3,7 +3,7 @@
 //! Everything is an index into a vector of this snapshot. Indices of endpoints and targets stay the same from one
 //! snapshot to the next for as long as the object lives; flows store them with the object's incarnation.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::net::Ipv4Addr;
 use std::ops::RangeInclusive;
 use std::sync::Arc;
@@ -89,6 +89,8 @@ pub struct Snapshot {
     pub pools: Vec<SnatPool>,
     /// Endpoint and SNAT addresses: what Postern answers for.
     pub local: HashMap<(VpcIndex, Ipv4Addr), LocalAddress>,
+    /// Addresses and ports of all targets: who may be told by a RST that a connection is gone.
+    pub registered: HashSet<(VpcIndex, Ipv4Addr, u16)>,
     /// Keyed hash of the target choice; the same on every gateway.
     pub selection: SelectionHash,
     /// Attachments by port and VLAN, made of `attachments`; see [`Snapshot::index`].
@@ -322,6 +324,12 @@ impl Snapshot {
     pub fn local(&self, attachment: AttachmentIndex, address: Ipv4Addr) -> Option<LocalAddress> {
         let vpc = self.attachments.get(usize::from(attachment.0))?.vpc;
         self.local.get(&(vpc, address)).copied()
+    }
+
+    /// Whether a target with this address and port is registered.
+    #[must_use]
+    pub fn is_target(&self, vpc: VpcIndex, address: Ipv4Addr, port: u16) -> bool {
+        self.registered.contains(&(vpc, address, port))
     }
 
     /// The best route to `destination` in a VPC.

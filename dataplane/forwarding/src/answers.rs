@@ -1,0 +1,281 @@
+//! What is not plain forwarding: ICMP, RSTs and ICMP errors of our own, MSS, and packets that cannot leave as they are.
+
+use postern_flows::FlowRecord;
+use postern_measurement::Now;
+use postern_tables::snapshot::LocalAddress;
+use postern_translation::icmp::{self, QuoteError};
+use postern_translation::segmentation::Segments;
+use postern_translation::{RewritePlan, mss};
+use postern_wire::icmp::{DESTINATION_UNREACHABLE, ECHO_REQUEST, FRAGMENTATION_NEEDED, TIME_EXCEEDED, is_error};
+use postern_wire::parse::{ETHERTYPE_IPV4, ETHERTYPE_VLAN};
+use postern_wire::{Direction, Frame, Offload, Parsed, PortIndex};
+
+use crate::forwarder::Forwarder;
+use crate::outbox::{Origin, Outbox};
+use crate::verdict::{DropReason, HandoffNote, Verdict, WorkerIndex};
+
+/// Largest ICMP error or RST of our own with its Ethernet header, in bytes (RFC 1812 §4.3.2.3: 576 of IP).
+const ANSWER: usize = 18 + 576;
+/// IPv4 and TCP headers without options: what the MSS does not count (RFC 9293 §3.7.1).
+const MSS_HEADERS: u16 = 40;
+
+impl Forwarder<'_> {
+    /// An ICMP message: an echo to an endpoint is answered, an error about a live flow translated, all else dropped.
+    pub(crate) fn icmp(&mut self, frame: &mut Frame<'_>, parsed: &Parsed, outbox: &mut Outbox, now: Now) -> Verdict {
+        let kind = frame.bytes()[usize::from(parsed.l4)];
+        let local = self.snapshot.local(parsed.key.attachment(), parsed.key.destination());
+        match local {
+            None => self.refuse(DropReason::NotLocal),
+            Some(LocalAddress::Endpoint(index)) if kind == ECHO_REQUEST => {
+                let allowed = self.snapshot.endpoint(index).is_some_and(|endpoint| endpoint.echo);
+                if allowed {
+                    self.echo(frame, parsed, index.0)
+                } else {
+                    self.refuse_for(index.0, DropReason::EchoDisabled)
+                }
+            }
+            Some(_) if is_error(kind) => self.icmp_error(frame, parsed, outbox, now),
+            Some(LocalAddress::Endpoint(index)) => self.refuse_for(index.0, DropReason::IcmpType),
+            Some(LocalAddress::Snat(_)) => self.refuse(DropReason::IcmpType),
+        }
+    }
+
+    fn echo(&mut self, frame: &mut Frame<'_>, parsed: &Parsed, endpoint: u32) -> Verdict {
+        frame.truncate(parsed.end as usize);
+        if !icmp::echo_reply(frame, parsed) {
+            return self.refuse_for(endpoint, DropReason::IcmpChecksum);
+        }
+        match self.turn_around(frame, parsed) {
+            Some(port) => Verdict::Reply(port),
+            None => self.refuse_for(endpoint, DropReason::NoAttachment),
+        }
+    }
+
+    /// An ICMP error to an endpoint or SNAT address: finds the flow of the quoted packet and translates both headers. It
+    /// neither refreshes nor ends the flow.
+    fn icmp_error(&mut self, frame: &mut Frame<'_>, parsed: &Parsed, outbox: &mut Outbox, now: Now) -> Verdict {
+        let quote = match icmp::quote(frame.bytes(), parsed) {
+            Ok(quote) => quote,
+            Err(QuoteError::Checksum) => return self.refuse_at(parsed, DropReason::IcmpChecksum),
+            Err(_) => return self.refuse_at(parsed, DropReason::IcmpUnknownQuote),
+        };
+        // The quoted packet went the other way: its key reversed is that of packets that come from here.
+        let key = quote.key.reversed().on(parsed.key.attachment());
+        let found = self.table.find_key(key);
+        if found.is_nothing() {
+            let to_endpoint = matches!(
+                self.snapshot.local(parsed.key.attachment(), parsed.key.destination()),
+                Some(LocalAddress::Endpoint(_))
+            );
+            let owner =
+                if to_endpoint { self.ownership.of_flow(key) } else { self.ownership.of_port(key.destination_port()) };
+            if owner != self.worker.0 && owner < self.workers {
+                return Verdict::Handoff(WorkerIndex(owner), HandoffNote::Owned);
+            }
+            return self.refuse_at(parsed, DropReason::IcmpUnknownQuote);
+        }
+        let record = *self.table.record(found.index());
+        if record.flags & FlowRecord::FLAG_AWAY != 0 {
+            return Verdict::Handoff(WorkerIndex(record.target as u16), HandoffNote::Owned);
+        }
+        if record.is_expired(now.tick()) {
+            return self.refuse_for(record.endpoint, DropReason::IcmpUnknownQuote);
+        }
+        if parsed.ttl <= 1 {
+            return self.refuse_for(record.endpoint, DropReason::TtlExpired);
+        }
+        // The error leaves on the other side of the flow, as if it were the flow's own packet; what it quotes is put back into
+        // what that side had sent.
+        let (sent, hop_index) = match found.direction() {
+            Direction::Forward => (record.reverse, record.forward_hop),
+            Direction::Reverse => (record.forward, record.reverse_hop),
+        };
+        let outer = sent.reversed().addresses;
+        let inner = RewritePlan::between(quote.key, sent);
+        icmp::translate_error(frame.bytes_mut(), parsed, &quote, outer, &inner);
+        frame.truncate(parsed.end as usize);
+        let hop = self.hops.at(hop_index);
+        if !hop.resolved {
+            return self.detour(frame, parsed, record.endpoint, hop_index, outbox, now);
+        }
+        if !hop.write(frame, usize::from(parsed.l3)) {
+            return self.refuse_for(record.endpoint, DropReason::Unsegmentable);
+        }
+        Verdict::Forward(hop.port)
+    }
+
+    /// Sends a frame back to the station that it came from, on the port on which it came.
+    fn turn_around(&self, frame: &mut Frame<'_>, parsed: &Parsed) -> Option<PortIndex> {
+        let mut header = [0; 18];
+        let (length, port) = self.link_header(frame, parsed, &mut header)?;
+        if !frame.resize_front(usize::from(parsed.l3), length) {
+            return None;
+        }
+        frame.bytes_mut()[..length].copy_from_slice(&header[..length]);
+        Some(port)
+    }
+
+    /// Writes the Ethernet header of an answer; returns its length and the port.
+    fn link_header(&self, frame: &Frame<'_>, parsed: &Parsed, header: &mut [u8; 18]) -> Option<(usize, PortIndex)> {
+        let attachment = self.snapshot.attachments.get(usize::from(parsed.key.attachment().0))?;
+        let own = crate::next_hops::own_mac(attachment, self.ports.get(usize::from(attachment.port.0))?);
+        header[..6].copy_from_slice(frame.bytes().get(6..12)?);
+        header[6..12].copy_from_slice(&own.0);
+        let length = match attachment.vlan {
+            Some(vlan) => {
+                header[12..14].copy_from_slice(&ETHERTYPE_VLAN.to_be_bytes());
+                header[14..16].copy_from_slice(&vlan.to_be_bytes());
+                18
+            }
+            None => 14,
+        };
+        header[length - 2..length].copy_from_slice(&ETHERTYPE_IPV4.to_be_bytes());
+        Some((length, attachment.port))
+    }
+
+    /// Puts an answer to a frame into the outbox, if the limit allows; `write` fills in the IP packet and returns its length.
+    fn answer(
+        &mut self,
+        frame: &Frame<'_>,
+        parsed: &Parsed,
+        outbox: &mut Outbox,
+        now: Now,
+        write: impl FnOnce(&mut [u8]) -> usize,
+    ) -> bool {
+        let mut header = [0; 18];
+        let Some((front, port)) = self.link_header(frame, parsed, &mut header) else { return false };
+        if outbox.room() == 0 || !self.answers.take(now) {
+            return false;
+        }
+        outbox.push(port, Origin::Made, Offload::NONE, ANSWER, |room| {
+            room[..front].copy_from_slice(&header[..front]);
+            front + write(&mut room[front..])
+        })
+    }
+
+    /// Answers a TCP segment with a RST that its sender accepts; false if none may be sent.
+    pub(crate) fn answer_reset(&mut self, frame: &Frame<'_>, parsed: &Parsed, outbox: &mut Outbox, now: Now) -> bool {
+        let mut packet = [0; 64];
+        let Some(length) = icmp::tcp_reset(&mut packet, parsed, frame.bytes()) else { return false };
+        self.answer(frame, parsed, outbox, now, |room| {
+            room[..length].copy_from_slice(&packet[..length]);
+            length
+        })
+    }
+
+    /// Answers with an ICMP error that quotes the packet as it came, from the address that it was sent to.
+    fn answer_error(
+        &mut self,
+        frame: &Frame<'_>,
+        parsed: &Parsed,
+        (kind, code, rest): (u8, u8, [u8; 4]),
+        outbox: &mut Outbox,
+        now: Now,
+    ) {
+        let bytes = frame.bytes();
+        if !icmp::may_answer(parsed, bytes) {
+            return;
+        }
+        let packet = &bytes[usize::from(parsed.l3)..parsed.end as usize];
+        let (source, destination) = (parsed.key.destination(), parsed.key.source());
+        self.answer(frame, parsed, outbox, now, |room| {
+            icmp::icmp_error(room, source, destination, kind, code, rest, packet)
+        });
+    }
+
+    /// The packet's time to live has run out.
+    #[cold]
+    pub(crate) fn ttl_expired(
+        &mut self,
+        frame: &Frame<'_>,
+        parsed: &Parsed,
+        endpoint: u32,
+        outbox: &mut Outbox,
+        now: Now,
+    ) -> Verdict {
+        self.answer_error(frame, parsed, (TIME_EXCEEDED, 0, [0; 4]), outbox, now);
+        self.refuse_for(endpoint, DropReason::TtlExpired)
+    }
+
+    /// The packet, or a segment of the super-frame, is larger than the way out allows.
+    #[cold]
+    pub(crate) fn too_big(
+        &mut self,
+        frame: &Frame<'_>,
+        parsed: &Parsed,
+        endpoint: u32,
+        mtu: u16,
+        outbox: &mut Outbox,
+        now: Now,
+    ) -> Verdict {
+        let may_not_fragment = frame.bytes().get(usize::from(parsed.l3) + 6).is_some_and(|byte| byte & 0x40 != 0);
+        if !may_not_fragment {
+            return self.refuse_for(endpoint, DropReason::NeedsFragmenting);
+        }
+        let [high, low] = mtu.to_be_bytes();
+        let kind = (DESTINATION_UNREACHABLE, FRAGMENTATION_NEEDED, [0, 0, high, low]);
+        self.answer_error(frame, parsed, kind, outbox, now);
+        self.refuse_for(endpoint, DropReason::TooBig)
+    }
+
+    /// Lowers the MSS option of a SYN or SYN-ACK to what fits both ways.
+    #[cold]
+    pub(crate) fn clamp(&mut self, frame: &mut Frame<'_>, parsed: &Parsed, record: &FlowRecord) {
+        let mtu = self.hops.at(record.forward_hop).mtu.min(self.hops.at(record.reverse_hop).mtu);
+        let endpoint = self.snapshot.endpoints.get(record.endpoint as usize).and_then(Option::as_ref);
+        let mtu = endpoint.map_or(mtu, |endpoint| mtu.min(endpoint.mtu));
+        let configured = endpoint
+            .and_then(|endpoint| {
+                let port = record.forward.destination_port();
+                self.snapshot.listener(endpoint.service, record.forward.protocol(), port)
+            })
+            .and_then(|listener| self.snapshot.listeners.get(listener.at())?.mss);
+        let most = mtu.saturating_sub(MSS_HEADERS);
+        mss::clamp(frame, parsed, configured.map_or(most, |mss| mss.min(most)));
+    }
+
+    /// A translated packet that cannot leave as it is: its neighbour is not known yet, or it is a tunnelled super-frame, which
+    /// the kernel would not segment (its checksum starts behind an inner header).
+    #[cold]
+    pub(crate) fn detour(
+        &mut self,
+        frame: &mut Frame<'_>,
+        parsed: &Parsed,
+        endpoint: u32,
+        hop_index: u32,
+        outbox: &mut Outbox,
+        now: Now,
+    ) -> Verdict {
+        let l3 = usize::from(parsed.l3);
+        if !self.hops.at(hop_index).resolved {
+            self.ask(hop_index, outbox);
+            let mut offload = frame.offload;
+            offload.shift(-(l3 as isize));
+            if !self.waiting.keep(hop_index, endpoint, &frame.bytes()[l3..], offload, now) {
+                return self.refuse_for(endpoint, DropReason::HoldFull);
+            }
+            self.counters.held.add(1);
+            return Verdict::Hold;
+        }
+        let hop = self.hops.at(hop_index);
+        let Ok(segments) = Segments::new(frame.bytes(), frame.offload, parsed) else {
+            return self.refuse_for(endpoint, DropReason::Unsegmentable);
+        };
+        if segments.len() > outbox.room() {
+            return self.refuse_for(endpoint, DropReason::OutboxFull);
+        }
+        let front = hop.header();
+        for at in 0..segments.len() {
+            let origin = if at == 0 { Origin::Held } else { Origin::Made };
+            outbox.push(hop.port, origin, Offload::NONE, crate::outbox::BUFFER, |room| {
+                // The segment comes with the old Ethernet header in front, which gives way to the hop's.
+                let shift = front.len().saturating_sub(l3);
+                let length = segments.write(at, &mut room[shift..]);
+                room.copy_within(shift + l3..shift + length, front.len());
+                room[..front.len()].copy_from_slice(front);
+                length - l3 + front.len()
+            });
+        }
+        Verdict::Hold
+    }
+}

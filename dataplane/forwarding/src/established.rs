@@ -1,0 +1,269 @@
+//! Packets of known flows: check that the flow may go on, track TCP, rewrite by the plan, count. This is the packet path.
+
+use postern_flows::tcp::Segment;
+use postern_flows::{FlowRecord, State};
+use postern_measurement::Now;
+use postern_translation::RewritePlan;
+use postern_translation::rewrite::rewrite;
+use postern_wire::checksum::Delta;
+use postern_wire::tcp::{FIN, RST, SYN};
+use postern_wire::{Direction, Frame, Parsed, Segmentation};
+
+use crate::forwarder::{Forwarder, Slot};
+use crate::outbox::Outbox;
+use crate::verdict::{DropReason, HandoffNote, Verdict, WorkerIndex};
+
+/// States in which a segment without SYN, FIN and RST changes nothing but the time: UDP and established.
+const STEADY: u32 = 1 << State::Udp as u32 | 1 << State::Established as u32;
+
+/// A frame as its segments: what users see and pay for.
+#[derive(Clone, Copy)]
+struct Size {
+    packets: u64,
+    /// IP datagrams of all segments together, in bytes.
+    bytes: u64,
+    /// The largest IP datagram, in bytes.
+    largest: u32,
+}
+
+impl Forwarder<'_> {
+    /// A packet whose flow is in the table.
+    #[inline]
+    pub(crate) fn known(
+        &mut self,
+        frame: &mut Frame<'_>,
+        slot: &Slot,
+        note: Option<HandoffNote>,
+        outbox: &mut Outbox,
+        now: Now,
+    ) -> Verdict {
+        let parsed = &slot.parsed;
+        let index = slot.found.index();
+        let record = self.table.record_mut(index);
+        let endpoint_index = record.endpoint;
+        let endpoint_mtu = match self.snapshot.endpoints.get(endpoint_index as usize) {
+            Some(Some(endpoint)) if endpoint.policy_epoch == record.policy_epoch => endpoint.mtu,
+            _ => return self.judge_again(frame, slot, note, outbox, now),
+        };
+        if record.is_expired(now.tick()) || record.flags & FlowRecord::FLAG_AWAY != 0 {
+            return self.stale(frame, slot, note, outbox, now);
+        }
+        if parsed.tcp_flags & (SYN | FIN | RST) != 0 || STEADY >> (record.state & 31) & 1 == 0 {
+            if !self.track(frame, slot, now) {
+                return self.reopen(frame, slot, note, outbox, now);
+            }
+        } else {
+            record.last_seen = now.tick();
+        }
+        self.forward(frame, parsed, index, slot.found.is_reverse(), endpoint_mtu, outbox, now)
+    }
+
+    /// Sends a packet of a flow on its way: size, time to live, counts, rewriting, next hop.
+    #[inline]
+    #[expect(clippy::too_many_arguments, reason = "the pieces of one packet, all in registers")]
+    pub(crate) fn forward(
+        &mut self,
+        frame: &mut Frame<'_>,
+        parsed: &Parsed,
+        index: u32,
+        reverse: bool,
+        endpoint_mtu: u16,
+        outbox: &mut Outbox,
+        now: Now,
+    ) -> Verdict {
+        let record = self.table.record_mut(index);
+        let (hop_index, to) =
+            if reverse { (record.reverse_hop, record.forward) } else { (record.forward_hop, record.reverse) };
+        let hop = self.hops.at(hop_index);
+        let length = parsed.end - u32::from(parsed.l3);
+        let size = if frame.offload.is_segmented() {
+            segments(frame, parsed)
+        } else {
+            Size { packets: 1, bytes: u64::from(length), largest: length }
+        };
+        let endpoint = record.endpoint;
+        let mtu = endpoint_mtu.min(hop.mtu);
+        if size.largest > u32::from(mtu) {
+            return self.too_big(frame, parsed, endpoint, mtu, outbox, now);
+        }
+        if parsed.ttl <= 1 {
+            return self.ttl_expired(frame, parsed, endpoint, outbox, now);
+        }
+        let (address_delta, full_delta) = (Delta(record.address_delta), Delta(record.full_delta));
+        let counters = &*self.counters;
+        if reverse {
+            record.reverse_packets += size.packets;
+            record.reverse_bytes += size.bytes;
+            if let Some(counters) = counters.endpoints.get(endpoint as usize) {
+                counters.packets_reverse.add(size.packets);
+                counters.bytes_reverse.add(size.bytes);
+            }
+            if let Some(counters) = counters.targets.get(record.target as usize) {
+                counters.packets_reverse.add(size.packets);
+                counters.bytes_reverse.add(size.bytes);
+            }
+        } else {
+            record.forward_packets += size.packets;
+            record.forward_bytes += size.bytes;
+            if let Some(counters) = counters.endpoints.get(endpoint as usize) {
+                counters.packets_forward.add(size.packets);
+                counters.bytes_forward.add(size.bytes);
+            }
+            if let Some(counters) = counters.targets.get(record.target as usize) {
+                counters.packets_forward.add(size.packets);
+                counters.bytes_forward.add(size.bytes);
+            }
+        }
+        let to = to.reversed();
+        let plan = RewritePlan {
+            addresses: to.addresses,
+            ports: to.ports(),
+            address_delta: if reverse { address_delta.negated() } else { address_delta },
+            full_delta: if reverse { full_delta.negated() } else { full_delta },
+        };
+        rewrite(frame, parsed, &plan);
+        frame.truncate(parsed.end as usize);
+        let tunnelled = frame.offload.is_segmented() && frame.offload.checksum_start != parsed.l4;
+        if !hop.resolved || tunnelled {
+            return self.detour(frame, parsed, endpoint, hop_index, outbox, now);
+        }
+        if !hop.write(frame, usize::from(parsed.l3)) {
+            return self.refuse_for(endpoint, DropReason::Unsegmentable);
+        }
+        Verdict::Forward(hop.port)
+    }
+
+    /// Moves the TCP state; false if the segment begins a new connection with the old one's tuple.
+    #[cold]
+    fn track(&mut self, frame: &mut Frame<'_>, slot: &Slot, now: Now) -> bool {
+        let index = slot.found.index();
+        let record = *self.table.record(index);
+        let segment = Segment::of(slot.parsed.tcp_flags);
+        let state = State::from_byte(record.state);
+        let direction = slot.found.direction();
+        if direction == Direction::Forward && segment == Segment::Syn && state.may_reopen() {
+            return false;
+        }
+        if let Some(counters) = self.counters.endpoints.get(record.endpoint as usize)
+            && segment == Segment::Rst
+        {
+            let counter =
+                if direction == Direction::Forward { &counters.client_resets } else { &counters.target_resets };
+            counter.add(1);
+        }
+        if matches!(segment, Segment::Syn | Segment::SynAck) {
+            self.clamp(frame, &slot.parsed, &record);
+        }
+        let next = state.after(direction, segment);
+        if next == state {
+            // Retransmissions must not keep a flow in a state that it should leave.
+            if matches!(state, State::Established | State::ClientClosed | State::TargetClosed) {
+                self.table.record_mut(index).last_seen = now.tick();
+            }
+            return true;
+        }
+        if state.is_half_open() && !next.is_half_open() {
+            self.leave_half_open(index);
+        }
+        let idle_seconds = next.idle_seconds(record.listener_idle_seconds);
+        let record = self.table.record_mut(index);
+        let shorter = idle_seconds < record.idle_seconds;
+        record.state = next as u8;
+        record.idle_seconds = idle_seconds;
+        record.last_seen = now.tick();
+        if shorter {
+            self.table.reschedule(index, now.seconds());
+        }
+        true
+    }
+
+    /// The client opens a new connection with the tuple of one that has ended.
+    #[cold]
+    fn reopen(
+        &mut self,
+        frame: &mut Frame<'_>,
+        slot: &Slot,
+        note: Option<HandoffNote>,
+        outbox: &mut Outbox,
+        now: Now,
+    ) -> Verdict {
+        self.end(slot.found.index(), outbox, now);
+        self.first(frame, slot, note, outbox, now)
+    }
+
+    /// A flow whose idle time is over, or only a note that the flow lives elsewhere.
+    #[cold]
+    fn stale(
+        &mut self,
+        frame: &mut Frame<'_>,
+        slot: &Slot,
+        note: Option<HandoffNote>,
+        outbox: &mut Outbox,
+        now: Now,
+    ) -> Verdict {
+        let index = slot.found.index();
+        let record = self.table.record_mut(index);
+        if record.is_expired(now.tick()) {
+            return self.reopen(frame, slot, note, outbox, now);
+        }
+        record.last_seen = now.tick();
+        Verdict::Handoff(WorkerIndex(record.target as u16), HandoffNote::Owned)
+    }
+
+    /// The endpoint's access or rules have changed since the flow was judged: judge it once more, target and port kept.
+    #[cold]
+    fn judge_again(
+        &mut self,
+        frame: &mut Frame<'_>,
+        slot: &Slot,
+        note: Option<HandoffNote>,
+        outbox: &mut Outbox,
+        now: Now,
+    ) -> Verdict {
+        let index = slot.found.index();
+        let record = *self.table.record(index);
+        if record.flags & FlowRecord::FLAG_AWAY != 0 {
+            return self.stale(frame, slot, note, outbox, now);
+        }
+        let allowed =
+            self.snapshot.endpoints.get(record.endpoint as usize).and_then(Option::as_ref).filter(|endpoint| {
+                endpoint.address == record.forward.destination()
+                    && self
+                        .snapshot
+                        .attachments
+                        .get(usize::from(record.forward.attachment().0))
+                        .is_some_and(|a| a.vpc == endpoint.vpc)
+                    && self
+                        .snapshot
+                        .listener(endpoint.service, record.forward.protocol(), record.forward.destination_port())
+                        .is_some()
+            });
+        let Some(epoch) = allowed.map(|endpoint| endpoint.policy_epoch) else {
+            self.end(index, outbox, now);
+            return self.refuse_for(record.endpoint, DropReason::AccessWithdrawn);
+        };
+        self.table.record_mut(index).policy_epoch = epoch;
+        self.known(frame, slot, note, outbox, now)
+    }
+}
+
+/// The segments of a super-frame.
+#[cold]
+fn segments(frame: &Frame<'_>, parsed: &Parsed) -> Size {
+    let length = parsed.end - u32::from(parsed.l3);
+    let offload = &frame.offload;
+    let segment_size = u32::from(offload.segment_size).max(1);
+    // Where the headers of every segment end: behind the transport header that the checksum belongs to.
+    let transport = if offload.is_partial() { u32::from(offload.checksum_start) } else { u32::from(parsed.l4) };
+    let transport_header = match offload.segmentation() {
+        Segmentation::UdpL4 => 8,
+        _ => frame.bytes().get(transport as usize + 12).map_or(20, |byte| u32::from(byte >> 4) * 4),
+    };
+    let headers = (transport + transport_header).saturating_sub(u32::from(parsed.l3)).min(length);
+    let packets = (length - headers).div_ceil(segment_size).max(1);
+    Size {
+        packets: u64::from(packets),
+        bytes: u64::from(length) + u64::from(packets - 1) * u64::from(headers),
+        largest: length.min(headers + segment_size),
+    }
+}
