@@ -1,0 +1,258 @@
+//! What becomes of frames once their verdicts are known, and of what the forwarder put into its outbox.
+
+use std::collections::VecDeque;
+
+use postern_forwarding::{DropReason, Origin, Outbox, PeerMessage, Verdict, WorkerIndex};
+use postern_frame_io::{BURST, Burst, Errno, Transmit, TransmitReport};
+use postern_wire::{Frame, PortIndex};
+
+use crate::link::{Shared, WorkerLink};
+use crate::neighbours::arp_frame::ArpFrame;
+
+/// Verdicts of frames that do not exist.
+pub(super) const NO_VERDICTS: [Verdict; BURST] = [Verdict::Hold; BURST];
+/// Frames that an outbox holds.
+const OUTBOX: usize = 128;
+/// Messages to other workers that wait for room, before memory is asked for.
+const BACKLOG: usize = 4096;
+
+/// Positions of the frames of a burst that leave on one port.
+#[derive(Clone, Debug)]
+struct Selection {
+    positions: [u8; BURST],
+    length: usize,
+}
+
+impl Selection {
+    const EMPTY: Self = Self { positions: [0; BURST], length: 0 };
+
+    #[inline]
+    fn push(&mut self, position: usize) {
+        self.positions[self.length] = position as u8;
+        self.length += 1;
+    }
+
+    fn positions(&self) -> &[u8] {
+        &self.positions[..self.length]
+    }
+}
+
+/// Sends, hands over, punts and counts.
+#[derive(Debug)]
+pub(super) struct Dispatch<'w> {
+    index: usize,
+    shared: &'w Shared,
+    link: &'w WorkerLink,
+    outbox: Outbox,
+    report: TransmitReport,
+    selections: Vec<Selection>,
+    /// Messages for which a ring had no room: none may be lost, or two workers would hold one flow.
+    backlog: VecDeque<(WorkerIndex, PeerMessage)>,
+    /// Workers that got something in this step, one bit each.
+    touched: u64,
+    touched_control: bool,
+}
+
+impl<'w> Dispatch<'w> {
+    pub(super) fn new(index: usize, ports: usize, shared: &'w Shared) -> Self {
+        Self {
+            index,
+            shared,
+            link: &shared.links[index],
+            outbox: Outbox::new(OUTBOX),
+            report: TransmitReport::new(),
+            selections: vec![Selection::EMPTY; ports],
+            backlog: VecDeque::with_capacity(BACKLOG),
+            touched: 0,
+            touched_control: false,
+        }
+    }
+
+    /// Where the forwarder puts what it makes.
+    #[inline]
+    pub(super) fn outbox(&mut self) -> &mut Outbox {
+        &mut self.outbox
+    }
+
+    /// Does what the verdicts say.
+    pub(super) fn dispatch(
+        &mut self,
+        frames: &mut [Frame<'_>],
+        verdicts: &[Verdict],
+        transmit: &mut [Box<dyn Transmit>],
+    ) {
+        for (position, (frame, verdict)) in frames.iter().zip(verdicts).enumerate() {
+            match *verdict {
+                Verdict::Forward(port) | Verdict::Reply(port) => match self.selections.get_mut(usize::from(port.0)) {
+                    Some(selection) => selection.push(position),
+                    None => self.link.counters.count_drop(DropReason::PortDown, 1),
+                },
+                Verdict::Punt => self.punt(frame),
+                Verdict::Handoff(to, note) => {
+                    let ring = self.shared.handoff.ring(self.index, usize::from(to.0));
+                    if ring.is_some_and(|ring| ring.push(frame, note)) {
+                        self.touched |= 1 << to.0;
+                    } else {
+                        self.link.counters.handed_out.subtract(1);
+                        self.link.counters.count_drop(DropReason::HandoffFull, 1);
+                    }
+                }
+                Verdict::Hold | Verdict::Drop(_) => {}
+            }
+        }
+        for port in 0..self.selections.len() {
+            if self.selections[port].length > 0 {
+                let selection = &self.selections[port];
+                transmit[port].transmit(frames, selection.positions(), &mut self.report);
+                self.count_verdicts(port, verdicts);
+                self.selections[port].length = 0;
+            }
+        }
+    }
+
+    /// Sends what the forwarder made, and passes on what it asked for.
+    #[inline]
+    pub(super) fn send_outbox(&mut self, transmit: &mut [Box<dyn Transmit>]) {
+        if !self.outbox.is_empty() {
+            self.empty_outbox(transmit);
+        }
+    }
+
+    /// Wakes the threads that were given something, and tries messages again that had no room.
+    #[inline]
+    pub(super) fn wake_others(&mut self) {
+        if !self.backlog.is_empty() {
+            self.send_messages();
+        }
+        while self.touched != 0 {
+            let worker = self.touched.trailing_zeros();
+            self.touched &= self.touched - 1;
+            self.shared.links[worker as usize].wake.wake();
+        }
+        if std::mem::take(&mut self.touched_control) {
+            self.shared.control.wake();
+        }
+    }
+
+    fn punt(&mut self, frame: &Frame<'_>) {
+        if self.link.punted.push(ArpFrame::received(frame.ingress, frame.vlan, frame.bytes())).is_ok() {
+            self.touched_control = true;
+        } else {
+            self.link.counters.punted.subtract(1);
+            self.link.counters.count_drop(DropReason::PuntFull, 1);
+        }
+    }
+
+    /// Counts what the kernel said to the frames of one port.
+    fn count_verdicts(&self, port: usize, verdicts: &[Verdict]) {
+        let counters = &self.link.counters;
+        let (mut forwarded, mut answered) = (0, 0);
+        let positions = self.selections[port].positions();
+        if self.report.refused() == 0 {
+            let answers = |position: &&u8| matches!(verdicts[usize::from(**position)], Verdict::Reply(_));
+            answered = positions.iter().filter(answers).count() as u64;
+            forwarded = positions.len() as u64 - answered;
+        } else {
+            for (at, position) in positions.iter().enumerate() {
+                match (self.report.result(at), verdicts[usize::from(*position)]) {
+                    (Ok(()), Verdict::Reply(_)) => answered += 1,
+                    (Ok(()), _) => forwarded += 1,
+                    (Err(error), _) => {
+                        self.refused(error);
+                        counters.count_drop(refusal(error), 1);
+                    }
+                }
+            }
+        }
+        counters.forwarded.add(forwarded);
+        counters.answered.add(answered);
+    }
+
+    #[cold]
+    fn empty_outbox(&mut self, transmit: &mut [Box<dyn Transmit>]) {
+        let mut sent = self.outbox.frames().peekable();
+        while sent.peek().is_some() {
+            let mut burst = Burst::new();
+            let mut origins = [(PortIndex(0), Origin::Made); BURST];
+            while !burst.is_full()
+                && let Some((port, origin, frame)) = sent.next()
+            {
+                origins[burst.len()] = (port, origin);
+                let pushed = burst.push(frame);
+                debug_assert!(pushed.is_ok());
+            }
+            let frames = burst.frames_mut();
+            for port in 0..self.selections.len() {
+                let mut selection = Selection::EMPTY;
+                let leaving = |position: &usize| usize::from(origins[*position].0.0) == port;
+                (0..frames.len()).filter(leaving).for_each(|position| selection.push(position));
+                if selection.length > 0 {
+                    transmit[port].transmit(frames, selection.positions(), &mut self.report);
+                    for (at, position) in selection.positions().iter().enumerate() {
+                        count_origin(self.link, origins[usize::from(*position)].1, self.report.result(at));
+                    }
+                }
+            }
+            for (port, origin) in &origins[..frames.len()] {
+                if usize::from(port.0) >= self.selections.len() {
+                    count_origin(self.link, *origin, Err(Errno::ENODEV));
+                }
+            }
+        }
+        drop(sent);
+        for request in self.outbox.requests() {
+            self.touched_control = true;
+            if self.link.requests.push(*request).is_err() {
+                self.link.loops.requests_lost.add(1);
+            }
+        }
+        self.backlog.extend(self.outbox.messages());
+        self.outbox.clear();
+        self.send_messages();
+    }
+
+    fn send_messages(&mut self) {
+        while let Some((to, message)) = self.backlog.front() {
+            let ring = self.shared.handoff.ring(self.index, usize::from(to.0));
+            if ring.is_some_and(|ring| ring.tell(*message).is_err()) {
+                break;
+            }
+            self.touched |= 1 << to.0;
+            self.backlog.pop_front();
+        }
+    }
+
+    #[cold]
+    fn refused(&self, error: Errno) {
+        count_errno(self.link, error);
+    }
+}
+
+fn count_origin(link: &WorkerLink, origin: Origin, result: Result<(), Errno>) {
+    let counters = &link.counters;
+    match (origin, result) {
+        (Origin::Held, Ok(())) => counters.forwarded.add(1),
+        (Origin::Made, Ok(())) => counters.made.add(1),
+        (Origin::Held, Err(error)) => {
+            counters.count_drop(refusal(error), 1);
+            count_errno(link, error);
+        }
+        (Origin::Made, Err(error)) => {
+            counters.made_refused.add(1);
+            count_errno(link, error);
+        }
+    }
+}
+
+fn count_errno(link: &WorkerLink, error: Errno) {
+    let refused = &link.loops.refused;
+    refused[(error as usize).min(refused.len() - 1)].add(1);
+}
+
+/// Why a frame that the kernel refused counts as dropped.
+const fn refusal(error: Errno) -> DropReason {
+    match error {
+        Errno::ENETDOWN | Errno::ENODEV | Errno::ENXIO => DropReason::PortDown,
+        _ => DropReason::TransmitRefused,
+    }
+}
