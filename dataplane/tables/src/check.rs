@@ -89,8 +89,10 @@ impl Declaration {
         let vpcs = network::vpcs(&mut checker, &self.vpcs);
         let vpc_names = Names::of("VPC", vpcs.iter());
         let attachments = network::attachments(&mut checker, &self.attachments, &vpc_names, &port_names);
+        let before = checker.errors.len();
         let routes = network::routes(&mut checker, &self, &attachments);
-        let mut network = network::Network::new(&vpcs, &attachments, &routes);
+        let all_routes = checker.errors.len() == before;
+        let mut network = network::Network::new(&vpcs, &attachments, &routes, all_routes);
         let pools = network::pools(&mut checker, &self.snat_pools, &vpc_names, &mut network);
         let groups = services::groups(&mut checker, &self, &vpc_names, &pools, &network);
         let load_balancers = services::load_balancers(&mut checker, &self);
@@ -272,10 +274,13 @@ impl<'a> Names<'a> {
         let mut index = HashMap::new();
         let mut first = Vec::new();
         for (at, name) in names.enumerate() {
-            if at < 8 {
-                first.push(name.as_str());
+            // An empty name is reported as missing.
+            if !name.is_empty() && !index.contains_key(name.as_str()) {
+                index.insert(name.as_str(), at);
+                if first.len() < 8 {
+                    first.push(name.as_str());
+                }
             }
-            index.entry(name.as_str()).or_insert(at);
         }
         Self { kind, index, first }
     }

@@ -44,7 +44,9 @@ impl Errors {
             file: file.to_owned(),
             key: format!("line {line}"),
             value: shorten(content),
-            problem: Problem::Syntax(error.message().trim().replace('\n', ", ")),
+            problem: Problem::Syntax(
+                error.message().trim().replace('\n', ", ").replace("expected i64", "expected an integer"),
+            ),
         }])
     }
 
@@ -114,7 +116,7 @@ pub enum Problem {
     #[error("is already used by {0}; each may be used once")]
     Duplicate(String),
     /// A reference to something that is not declared.
-    #[error("names a {kind} that is not declared; {known}")]
+    #[error("is not the name of a declared {kind}; {known}")]
     Unknown {
         /// What it should name.
         kind: &'static str,
@@ -167,7 +169,7 @@ pub enum Problem {
     #[error("is not a loopback address; allowed is 127.0.0.0/8 or ::1, or any with metrics_public = true")]
     PublicMetrics,
     /// A list whose length must match another number.
-    #[error("has {given} entries; allowed is one for each of the {needed} workers")]
+    #[error("has {given} entries; allowed is {needed}, one for each worker")]
     Count {
         /// Entries given.
         given: usize,
@@ -209,7 +211,14 @@ impl Problem {
 
 /// A value as an error shows it: at most 80 characters, control characters escaped.
 pub(crate) fn shorten(text: &str) -> String {
-    let mut short: String = text.chars().take(80).flat_map(char::escape_debug).collect();
+    let mut short: String = String::new();
+    for character in text.chars().take(80) {
+        if character.is_control() {
+            short.extend(character.escape_default());
+        } else {
+            short.push(character);
+        }
+    }
     if text.chars().nth(80).is_some() {
         short.push('…');
     }

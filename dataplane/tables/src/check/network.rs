@@ -171,6 +171,8 @@ pub(super) struct Network<'a> {
     /// On-link prefixes and routers by VPC.
     on_link: Vec<Vec<Ipv4Prefix>>,
     routes: Vec<Vec<Route>>,
+    /// Whether no route was left out because of an error, so that an address without a route is one.
+    all_routes: bool,
     routers: HashSet<(usize, Ipv4Addr)>,
     attached: Vec<bool>,
     /// Endpoint and SNAT addresses with their keys.
@@ -192,11 +194,17 @@ impl LocalKey {
 }
 
 impl<'a> Network<'a> {
-    pub(super) fn new(vpcs: &'a [String], attachments: &[Attachment], routes: &[(usize, Route)]) -> Self {
+    pub(super) fn new(
+        vpcs: &'a [String],
+        attachments: &[Attachment],
+        routes: &[(usize, Route)],
+        all_routes: bool,
+    ) -> Self {
         let mut network = Self {
             vpcs,
             on_link: vec![Vec::new(); vpcs.len()],
             routes: vec![Vec::new(); vpcs.len()],
+            all_routes,
             routers: HashSet::new(),
             attached: vec![false; vpcs.len()],
             local: HashMap::new(),
@@ -226,7 +234,7 @@ impl<'a> Network<'a> {
     }
 
     pub(super) fn has_route(&self, vpc: usize, address: Ipv4Addr) -> bool {
-        longest_match(&self.routes[vpc], address).is_some()
+        !self.all_routes || longest_match(&self.routes[vpc], address).is_some()
     }
 
     pub(super) fn local_key(&self, vpc: usize, address: Ipv4Addr) -> Option<LocalKey> {

@@ -115,7 +115,8 @@ pub(super) fn limits(checker: &mut Checker<'_>, declaration: &Declaration) -> Li
     let mut room = |key: &'static str, written: Option<i64>, declared: usize| {
         let Some(written) = written else { return (2 * declared).next_power_of_two().max(4096) as u32 };
         let room = checker.number(&|| key.to_owned(), written, (1, 1 << 24), "") as u32;
-        if declared > room as usize {
+        // A number out of range was reported.
+        if declared > room as usize && i64::from(room) == written {
             checker.error(key, written, Problem::NoRoom { declared, room, key });
         }
         room
