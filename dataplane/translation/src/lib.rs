@@ -6,6 +6,7 @@ pub mod mss;
 pub mod plan;
 pub mod ports;
 pub mod rewrite;
+pub mod segmentation;
 
 pub use plan::RewritePlan;
 pub use ports::{LaneKey, Lease, Need, PortAllocator, PortCapacity, Refusal};
