@@ -366,7 +366,7 @@ impl Neighbours {
 }
 
 fn attachment_of(snapshot: &Snapshot, index: AttachmentIndex) -> Option<&Attachment> {
-    snapshot.attachments.get(usize::from(index.0))
+    snapshot.attachments.get(usize::from(index.0)).filter(|attachment| !attachment.is_removed())
 }
 
 #[cfg(test)]

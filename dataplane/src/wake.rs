@@ -3,14 +3,15 @@
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::atomic::{AtomicBool, Ordering, fence};
+use std::time::Duration;
 
-use nix::sys::eventfd::{EfdFlags, EventFd};
+use postern_frame_io::poll::{Waker, sleep};
 
 /// Wakes one sleeper. The sleeper calls [`Wake::about_to_sleep`], looks once more whether there is work, sleeps on the
 /// descriptor, and calls [`Wake::awake`]. Whoever makes work calls [`Wake::wake`] behind it. Then no work is slept over.
 #[derive(Debug)]
 pub struct Wake {
-    event: EventFd,
+    waker: Waker,
     sleeping: AtomicBool,
 }
 
@@ -20,8 +21,7 @@ impl Wake {
     /// # Errors
     /// When the process has no descriptor left.
     pub fn new() -> io::Result<Self> {
-        let event = EventFd::from_value_and_flags(0, EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?;
-        Ok(Self { event, sleeping: AtomicBool::new(false) })
+        Ok(Self { waker: Waker::new()?, sleeping: AtomicBool::new(false) })
     }
 
     /// Wakes the sleeper if it sleeps or is about to.
@@ -29,7 +29,7 @@ impl Wake {
     pub fn wake(&self) {
         fence(Ordering::SeqCst);
         if self.sleeping.load(Ordering::Relaxed) && self.sleeping.swap(false, Ordering::Relaxed) {
-            self.ring();
+            self.waker.wake();
         }
     }
 
@@ -39,34 +39,30 @@ impl Wake {
         fence(Ordering::SeqCst);
     }
 
+    /// Sleeps until [`Wake::wake`], until one of `descriptors` is readable, or for `timeout`; false if it was time.
+    pub fn sleep<'d>(&self, descriptors: impl IntoIterator<Item = BorrowedFd<'d>>, timeout: Duration) -> bool {
+        sleep(descriptors, Some(&self.waker), timeout)
+    }
+
     /// Ends the sleep and empties the eventfd.
     pub fn awake(&self) {
         self.sleeping.store(false, Ordering::Relaxed);
-        // Nothing to read means that something else ended the sleep.
-        let _ = self.event.read();
-    }
-
-    #[cold]
-    fn ring(&self) {
-        // It fails only when the counter is full, and then the descriptor is readable already.
-        let _ = self.event.write(1);
+        self.waker.reset();
     }
 }
 
 impl AsFd for Wake {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.event.as_fd()
+        self.waker.as_fd()
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-
     use super::*;
 
     fn readable(wake: &Wake) -> bool {
-        poll(&mut [PollFd::new(wake.as_fd(), PollFlags::POLLIN)], PollTimeout::ZERO).unwrap() == 1
+        sleep([wake.as_fd()], None, Duration::ZERO)
     }
 
     #[test]

@@ -2,9 +2,7 @@
 //! locks or waits while frames flow.
 
 mod dispatch;
-mod sleep;
 
-use std::io;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
@@ -16,10 +14,11 @@ use crate::handoff::HandedFrame;
 use crate::link::{FlowSlice, LISTING_SLICE, Shared, WorkerDevices, WorkerLink};
 use crate::polling::{Idle, IdlePolicy};
 use dispatch::{Dispatch, NO_VERDICTS};
-use sleep::Sleeper;
 
 /// Longest sleep: timers are late by no more than this.
 const LONGEST_SLEEP: Duration = Duration::from_millis(20);
+/// Longest sleep where a device has nothing to sleep on.
+const UNPOLLED_SLEEP: Duration = Duration::from_millis(1);
 /// Handed frames taken in a step.
 const HANDED: usize = 64;
 /// Neighbour events taken in a step.
@@ -80,16 +79,10 @@ impl<'w, 'm> Worker<'w, 'm> {
     }
 
     /// Forwards until [`Shared::stop`] is set.
-    ///
-    /// # Errors
-    /// When the kernel gives no descriptor to sleep on.
-    pub fn run(&mut self, mut policy: IdlePolicy) -> io::Result<()> {
-        let mut sleeper = Sleeper::new(self.devices, &self.link.wake)?;
+    pub fn run(&mut self, mut policy: IdlePolicy) {
         let mut idle_since = None;
         while !self.shared.stop.load(Ordering::Relaxed) {
-            if self.take_replacements() {
-                sleeper = Sleeper::new(self.devices, &self.link.wake)?;
-            }
+            self.take_replacements();
             if self.step(self.shared.clock.now()) {
                 idle_since = None;
                 continue;
@@ -102,7 +95,7 @@ impl<'w, 'm> Worker<'w, 'm> {
                     self.link.wake.about_to_sleep();
                     if !self.has_work() {
                         self.link.loops.sleeps.add(1);
-                        if sleeper.sleep(LONGEST_SLEEP)? {
+                        if self.sleep() {
                             policy.slept(now.elapsed());
                         }
                     }
@@ -111,7 +104,6 @@ impl<'w, 'm> Worker<'w, 'm> {
             }
         }
         self.publish(self.shared.clock.now());
-        Ok(())
     }
 
     /// Looks once at every port, ring and timer; false if there was nothing to do.
@@ -241,15 +233,20 @@ impl<'w, 'm> Worker<'w, 'm> {
         }
     }
 
-    fn take_replacements(&mut self) -> bool {
-        let mut any = false;
+    fn take_replacements(&mut self) {
         while let Some((port, device)) = self.link.replacements.pop() {
             let old = self.devices.replace(port, device);
             // The control-side thread empties the ring; if it is full, the old device is closed here.
             drop(self.link.replaced.push(old));
-            any = true;
         }
-        any
+    }
+
+    /// True if something ended the sleep before its time.
+    fn sleep(&self) -> bool {
+        let receive = &self.devices.receive;
+        let timeout =
+            if receive.iter().any(|device| device.poll_fd().is_none()) { UNPOLLED_SLEEP } else { LONGEST_SLEEP };
+        self.link.wake.sleep(receive.iter().filter_map(|device| device.poll_fd()), timeout)
     }
 
     /// Reads one slice of a listing of flows, if one is wanted and its reader keeps up.

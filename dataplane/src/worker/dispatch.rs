@@ -92,8 +92,8 @@ impl<'w> Dispatch<'w> {
                     let ring = self.shared.handoff.ring(self.index, usize::from(to.0));
                     if ring.is_some_and(|ring| ring.push(frame, note)) {
                         self.touched |= 1 << to.0;
+                        self.link.counters.handed_out.add(1);
                     } else {
-                        self.link.counters.handed_out.subtract(1);
                         self.link.counters.count_drop(DropReason::HandoffFull, 1);
                     }
                 }
@@ -137,8 +137,8 @@ impl<'w> Dispatch<'w> {
     fn punt(&mut self, frame: &Frame<'_>) {
         if self.link.punted.push(ArpFrame::received(frame.ingress, frame.vlan, frame.bytes())).is_ok() {
             self.touched_control = true;
+            self.link.counters.punted.add(1);
         } else {
-            self.link.counters.punted.subtract(1);
             self.link.counters.count_drop(DropReason::PuntFull, 1);
         }
     }
