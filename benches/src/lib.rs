@@ -1,4 +1,7 @@
 //! Benches of Postern: the library of `postern bench`, and the fixtures of the in-memory benches.
 #![forbid(unsafe_code)]
 
+pub mod bed;
 pub mod nat;
+pub mod packet;
+pub mod path;

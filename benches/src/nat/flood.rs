@@ -2,7 +2,7 @@
 //! one CPU can through a packet socket, and a sink that counts and drops them early at the server.
 
 use std::io::IoSlice;
-use std::net::UdpSocket;
+use std::net::{SocketAddrV4, UdpSocket};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -13,10 +13,13 @@ use nix::sys::socket::{
     AddressFamily, LinkAddr, MsgFlags, MultiHeaders, SockFlag, SockType, bind, sendmmsg, setsockopt, socket, sockopt,
 };
 
+use postern_wire::MacAddress;
+
 use super::nftables;
 use super::processor::{LOAD_CPU, busy_seconds, pin};
-use super::topology::{CLIENT, CLIENT_INTERFACE, ENDPOINT, PORT, SERVER_INTERFACE, Topology};
+use super::topology::{CLIENT, CLIENT_INTERFACE, PORT, SERVER_INTERFACE, Topology};
 use super::{Measured, Metric, NatError, StopOnDrop};
+use crate::packet::{Carried, frame};
 
 /// Flows that the generator uses in turn.
 pub const FLOWS: u16 = 64;
@@ -60,7 +63,7 @@ pub fn measure(topology: &Topology, warm_up: Duration, window: Duration) -> Resu
 }
 
 /// A packet socket that only sends, bound to the client's interface, and one frame of each flow.
-fn generator(topology: &Topology) -> Result<(OwnedFd, Vec<[u8; FRAME]>), NatError> {
+fn generator(topology: &Topology) -> Result<(OwnedFd, Vec<Vec<u8>>), NatError> {
     let kernel = |what| move |error: Errno| NatError::Kernel(what, error);
     let open = "open the generator's packet socket";
     // Protocol 0: nothing is received.
@@ -74,11 +77,14 @@ fn generator(topology: &Topology) -> Result<(OwnedFd, Vec<[u8; FRAME]>), NatErro
     // Deep enough that the generator never waits for the gateway: the load must be an overload.
     setsockopt(&fd, sockopt::SndBufForce, &(64 << 20)).map_err(kernel("enlarge the generator's send buffer"))?;
     let source = interface.addr().ok_or(NatError::NoInterface(CLIENT_INTERFACE))?;
-    let frames = (0..FLOWS).map(|flow| frame(source, topology.gateway_mac(), FIRST_PORT + flow)).collect();
+    let macs = (topology.gateway_mac(), MacAddress(source));
+    let client = |flow| SocketAddrV4::new(CLIENT, FIRST_PORT + flow);
+    let frames = (0..FLOWS).map(|flow| frame(macs, client(flow), Topology::endpoint(), Carried::Udp, FRAME));
+    let frames = frames.collect();
     Ok((fd, frames))
 }
 
-fn send(socket: &OwnedFd, frames: &[[u8; FRAME]], sent: &AtomicU64, stop: &AtomicBool) -> Result<(), NatError> {
+fn send(socket: &OwnedFd, frames: &[Vec<u8>], sent: &AtomicU64, stop: &AtomicBool) -> Result<(), NatError> {
     pin(LOAD_CPU)?;
     let slices: Vec<[IoSlice<'_>; 1]> = frames.iter().map(|frame| [IoSlice::new(frame)]).collect();
     let bound: Vec<Option<LinkAddr>> = vec![None; frames.len()];
@@ -92,43 +98,6 @@ fn send(socket: &OwnedFd, frames: &[[u8; FRAME]], sent: &AtomicU64, stop: &Atomi
         };
     }
     Ok(())
-}
-
-/// One frame from the client to the endpoint with 18 bytes of payload.
-fn frame(source: [u8; 6], gateway: [u8; 6], port: u16) -> [u8; FRAME] {
-    let mut frame = [0u8; FRAME];
-    frame[..6].copy_from_slice(&gateway);
-    frame[6..12].copy_from_slice(&source);
-    frame[12..14].copy_from_slice(&[0x08, 0x00]);
-    let (ip, udp) = (14, 34);
-    frame[ip] = 0x45;
-    frame[ip + 2..ip + 4].copy_from_slice(&46u16.to_be_bytes());
-    frame[ip + 6] = 0x40; // Do not fragment.
-    frame[ip + 8] = 64;
-    frame[ip + 9] = 17;
-    frame[ip + 12..ip + 16].copy_from_slice(&CLIENT.octets());
-    frame[ip + 16..ip + 20].copy_from_slice(&ENDPOINT.octets());
-    let sum = checksum(frame[ip..udp].iter().copied(), 0);
-    frame[ip + 10..ip + 12].copy_from_slice(&sum.to_be_bytes());
-    frame[udp..udp + 2].copy_from_slice(&port.to_be_bytes());
-    frame[udp + 2..udp + 4].copy_from_slice(&PORT.to_be_bytes());
-    frame[udp + 4..udp + 6].copy_from_slice(&26u16.to_be_bytes());
-    let addresses = frame[ip + 12..udp].iter().copied();
-    let sum = checksum(addresses.chain(frame[udp..].iter().copied()), 17 + 26);
-    frame[udp + 6..udp + 8].copy_from_slice(&sum.to_be_bytes());
-    frame
-}
-
-/// The Internet checksum (RFC 1071) of an even number of bytes, on top of `start`.
-fn checksum(bytes: impl Iterator<Item = u8>, start: u32) -> u16 {
-    let mut sum = start;
-    for (at, byte) in bytes.enumerate() {
-        sum += if at % 2 == 0 { u32::from(byte) << 8 } else { u32::from(byte) };
-    }
-    while sum > 0xffff {
-        sum = (sum & 0xffff) + (sum >> 16);
-    }
-    !(sum as u16)
 }
 
 /// Where the frames end: dropped and counted at the server's ingress by nftables where there is `nft`, else dropped by
@@ -185,17 +154,4 @@ fn received_packets(interface: &'static str) -> Result<u64, NatError> {
         .find(|(name, _)| name.trim() == interface)
         .and_then(|(_, columns)| columns.split_whitespace().nth(1)?.parse().ok())
         .ok_or(NatError::NoInterface(interface))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_generated_frame_is_60_bytes_with_correct_checksums() {
-        let frame = frame([2; 6], [4; 6], FIRST_PORT);
-        assert_eq!(checksum(frame[14..34].iter().copied(), 0), 0);
-        assert_eq!(checksum(frame[26..].iter().copied(), 17 + 26), 0);
-        assert_eq!(frame[30..34], ENDPOINT.octets());
-    }
 }

@@ -9,7 +9,9 @@ use std::time::Duration;
 use postern_lab::{Launcher, Process, process};
 
 use super::processor::{GATEWAY_CPU, cores};
-use super::topology::{ENDPOINT, GATEWAY_CLIENT_INTERFACE, GATEWAY_SERVER_INTERFACE, PORT, SNAT, TARGET, Topology};
+use super::topology::{
+    CLIENT, ENDPOINT, GATEWAY_CLIENT_INTERFACE, GATEWAY_SERVER_INTERFACE, PORT, SNAT, TARGET, Topology,
+};
 use super::{NatError, nftables};
 
 /// How Postern's worker waits for frames.
@@ -109,14 +111,91 @@ impl Drop for RunningPostern {
     }
 }
 
+/// One service with one target behind one endpoint, for TCP and UDP.
 fn configuration(polling: Polling, directory: &Path) -> String {
     let cpu = GATEWAY_CPU.min(cores() - 1);
     let polling = match polling {
         Polling::Spin => "spin",
         Polling::Adaptive => "adaptive",
     };
-    let run = directory.display();
-    format!("{cpu}{polling}{run}{ENDPOINT}{PORT}{SNAT}{TARGET}{GATEWAY_CLIENT_INTERFACE}{GATEWAY_SERVER_INTERFACE}")
+    let run = directory.join("run");
+    let run = run.display();
+    format!(
+        r#"
+[gateway]
+name = "bench"
+run_directory = "{run}"
+
+[workers]
+count = 1
+cpus = [{cpu}]
+polling = "{polling}"
+flows = 262144
+
+[[port]]
+interface = "{GATEWAY_CLIENT_INTERFACE}"
+mode = "own"
+
+[[port]]
+interface = "{GATEWAY_SERVER_INTERFACE}"
+mode = "own"
+
+[[vpc]]
+id = "vpc-consumer"
+
+[[vpc]]
+id = "vpc-provider"
+
+[[attachment]]
+name = "consumer"
+vpc = "vpc-consumer"
+port = "{GATEWAY_CLIENT_INTERFACE}"
+prefixes = ["{CLIENT}/32", "{ENDPOINT}/32"]
+
+[[attachment]]
+name = "provider"
+vpc = "vpc-provider"
+port = "{GATEWAY_SERVER_INTERFACE}"
+prefixes = ["{TARGET}/32", "{SNAT}/32"]
+
+[[snat_pool]]
+name = "snat"
+vpc = "vpc-provider"
+addresses = ["{SNAT}"]
+
+[[target_group]]
+name = "servers"
+vpc = "vpc-provider"
+snat_pool = "snat"
+
+[[target_group.target]]
+address = "{TARGET}"
+port = {PORT}
+
+[[load_balancer]]
+name = "balancer"
+
+[[load_balancer.listener]]
+protocol = "tcp"
+port = {PORT}
+target_groups = [{{ name = "servers" }}]
+
+[[load_balancer.listener]]
+protocol = "udp"
+port = {PORT}
+target_groups = [{{ name = "servers" }}]
+
+[[service]]
+id = "vpce-svc-00000000000000001"
+load_balancers = ["balancer"]
+
+[[endpoint]]
+id = "vpce-00000000000000001"
+vpc = "vpc-consumer"
+service = "vpce-svc-00000000000000001"
+addresses = ["{ENDPOINT}"]
+"#
+    )
 }
 
 /// The kernel's own NAT between client and server.

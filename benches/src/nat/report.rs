@@ -125,6 +125,16 @@ impl Turns {
 }
 
 impl Report {
+    /// Whether Postern passed every turn, and no connection through it failed.
+    #[must_use]
+    pub fn passed(&self) -> bool {
+        let ours = self.lines.iter().filter(|report| report.contender == Contender::Postern);
+        ours.into_iter().all(|report| {
+            let failed = report.metrics.get(&Metric::FailedConnections).map_or(0.0, |summary| summary.largest);
+            report.failures.is_empty() && failed == 0.0
+        })
+    }
+
     /// As a JSON document.
     #[must_use]
     pub fn to_json(&self) -> String {

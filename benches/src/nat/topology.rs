@@ -87,8 +87,8 @@ impl Topology {
 
     /// The MAC address of the gateway's interface toward the client.
     #[must_use]
-    pub const fn gateway_mac(&self) -> [u8; 6] {
-        self.gateway_mac.0
+    pub const fn gateway_mac(&self) -> MacAddress {
+        self.gateway_mac
     }
 
     /// Runs something in the client's namespace.

@@ -1,0 +1,452 @@
+//! A forwarder in memory: one consumer, one endpoint with TCP and UDP, some targets; neighbours that always answer; and
+//! flows that are opened by real handshakes, so that benches measure the very function that a worker calls, with
+//! nothing prepared behind its back.
+
+use std::array;
+use std::hint::black_box;
+use std::net::{Ipv4Addr, SocketAddrV4};
+use std::sync::Arc;
+
+use postern_forwarding::{
+    BURST, Forwarder, ForwarderConfig, ForwarderError, NeighbourEvent, Outbox, PortInfo, Verdict, WorkerCounters,
+    WorkerIndex,
+};
+use postern_frame_io::region::{Region, RegionError, RegionOptions};
+use postern_measurement::Now;
+use postern_steering::Ownership;
+use postern_tables::{Declaration, Errors, Snapshot, compile, declaration};
+use postern_wire::frame::HEADROOM;
+use postern_wire::{Frame, MacAddress, PortIndex};
+
+use crate::packet::{Carried, frame};
+
+/// Bytes of every frame of an established flow, without frame check sequence: TCP with timestamps and 30 bytes of
+/// payload, UDP with 54.
+pub const FRAME: usize = 96;
+/// Flows of the hot cases.
+pub const HOT_FLOWS: u32 = 1024;
+/// Frames of a burst.
+pub const FRAMES: usize = 32;
+/// How many bursts pass in a millisecond of the fixture's time: about two million packets a second.
+const BURSTS_PER_MILLISECOND: u64 = 64;
+
+const ENDPOINT: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::new(172, 20, 0, 100), 443);
+const ROUTER: Ipv4Addr = Ipv4Addr::new(172, 20, 0, 1);
+const CONSUMER_PORT: PortIndex = PortIndex(0);
+const PROVIDER_PORT: PortIndex = PortIndex(1);
+const CONSUMER_MAC: MacAddress = MacAddress([2, 0, 0, 0, 0, 1]);
+const PROVIDER_MAC: MacAddress = MacAddress([2, 0, 0, 0, 0, 2]);
+/// Every neighbour's.
+const NEIGHBOUR_MAC: MacAddress = MacAddress([2, 0, 0, 0, 1, 1]);
+
+/// What can go wrong with the fixture.
+#[derive(Debug, thiserror::Error)]
+pub enum BedError {
+    /// The flow memory cannot be had.
+    #[error(transparent)]
+    Region(#[from] RegionError),
+    /// The declaration is wrong.
+    #[error(transparent)]
+    Declaration(#[from] Errors),
+    /// The forwarder refuses its memory.
+    #[error(transparent)]
+    Forwarder(#[from] ForwarderError),
+    /// A packet that must be forwarded was not.
+    #[error("packet {packet} of connection {connection} was not forwarded: {verdict}")]
+    NotForwarded {
+        /// What was sent.
+        packet: &'static str,
+        /// Number of the connection.
+        connection: u32,
+        /// What happened to it.
+        verdict: String,
+    },
+}
+
+/// Which protocol a case uses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Protocol {
+    /// TCP with timestamps.
+    Tcp,
+    /// UDP.
+    Udp,
+}
+
+/// One frame to be received: what to copy into a receive buffer, and where it comes in.
+#[derive(Clone, Copy, Debug)]
+pub struct Template {
+    bytes: [u8; FRAME],
+    length: u8,
+    ingress: PortIndex,
+}
+
+impl Template {
+    fn new(bytes: &[u8], ingress: PortIndex) -> Self {
+        let mut template = Self { bytes: [0; FRAME], length: bytes.len() as u8, ingress };
+        template.bytes[..bytes.len()].copy_from_slice(bytes);
+        template
+    }
+
+    /// The frame's bytes.
+    #[must_use]
+    pub fn bytes(&self) -> &[u8] {
+        &self.bytes[..usize::from(self.length)]
+    }
+}
+
+/// The frames of an established flow.
+#[derive(Clone, Copy, Debug)]
+pub struct Connection {
+    /// From the client.
+    pub forward: Template,
+    /// From the target.
+    pub reverse: Template,
+}
+
+/// Flow memory for so many flows, as a worker has it.
+///
+/// # Errors
+/// When the memory cannot be had.
+pub fn region(flows: u32) -> Result<Region, BedError> {
+    Ok(Region::anonymous(Forwarder::region_size(flows), RegionOptions { populate: false, huge_pages: true })?)
+}
+
+/// The tables of the fixture. With the same `targets`, two snapshots differ in nothing but their generation.
+///
+/// # Errors
+/// When the declaration is refused.
+pub fn snapshot(targets: u8, previous: Option<&Snapshot>) -> Result<Snapshot, BedError> {
+    Ok(compile(&declare(targets).check()?, previous))
+}
+
+/// Clients are behind a router, so that a million of them need one neighbour.
+fn declare(targets: u8) -> Declaration {
+    let name = |text: &str| text.to_owned();
+    let (consumer, provider) = (name("vpc-consumer"), name("vpc-provider"));
+    let port = |interface: &str| declaration::Port { interface: name(interface), mode: declaration::Mode::Own };
+    let attachment = |vpc: &String, port: &str, prefix: &str| declaration::Attachment {
+        name: name(port),
+        vpc: vpc.clone(),
+        port: name(port),
+        prefixes: vec![name(prefix)],
+        ..declaration::Attachment::default()
+    };
+    let listener = |protocol| declaration::Listener {
+        protocol,
+        port: i64::from(ENDPOINT.port()),
+        target_groups: vec![declaration::WeightedGroup { name: name("group"), weight: None }],
+        ..declaration::Listener::default()
+    };
+    Declaration {
+        file: name("bed"),
+        ports: vec![port("consumer0"), port("provider0")],
+        vpcs: vec![declaration::Vpc { id: consumer.clone() }, declaration::Vpc { id: provider.clone() }],
+        attachments: vec![
+            attachment(&consumer, "consumer0", "172.20.0.0/24"),
+            attachment(&provider, "provider0", "192.168.0.0/16"),
+        ],
+        routes: vec![declaration::Route {
+            attachment: name("consumer0"),
+            destination: name("10.0.0.0/8"),
+            via: Some(ROUTER.to_string()),
+        }],
+        snat_pools: vec![declaration::SnatPool {
+            name: name("pool"),
+            vpc: provider.clone(),
+            addresses: (1..=4).map(|at| format!("192.168.1.{at}")).collect(),
+            ..declaration::SnatPool::default()
+        }],
+        target_groups: vec![declaration::TargetGroup {
+            name: name("group"),
+            vpc: provider,
+            snat_pool: name("pool"),
+            slots: None,
+            targets: (1..=targets)
+                .map(|at| declaration::Target { address: format!("192.168.2.{at}"), port: 8443, weight: None })
+                .collect(),
+        }],
+        load_balancers: vec![declaration::LoadBalancer {
+            name: name("balancer"),
+            listeners: vec![listener(declaration::Protocol::Tcp), listener(declaration::Protocol::Udp)],
+        }],
+        services: vec![declaration::Service {
+            id: name("vpce-svc-00000000000000001"),
+            load_balancers: vec![name("balancer")],
+        }],
+        endpoints: vec![declaration::Endpoint {
+            id: name("vpce-00000000000000001"),
+            vpc: consumer,
+            service: name("vpce-svc-00000000000000001"),
+            addresses: vec![ENDPOINT.ip().to_string()],
+            ..declaration::Endpoint::default()
+        }],
+        ..Declaration::default()
+    }
+}
+
+/// The forwarder with its surroundings.
+#[derive(Debug)]
+pub struct Bed<'m> {
+    forwarder: Forwarder<'m>,
+    outbox: Outbox,
+    /// Receive buffers.
+    slots: Box<[[u8; HEADROOM + 2 * FRAME]; BURST]>,
+    now: Now,
+    bursts: u64,
+}
+
+impl<'m> Bed<'m> {
+    /// A forwarder with room for `flows` flows in `memory` (see [`region`]), one endpoint and 16 targets.
+    ///
+    /// # Errors
+    /// When the fixture itself is wrong.
+    pub fn new(memory: &'m mut [u8], flows: u32) -> Result<Self, BedError> {
+        let snapshot = snapshot(16, None)?;
+        let counters = Arc::new(WorkerCounters::new(snapshot.endpoints.len(), snapshot.targets.len()));
+        let port = |mac| PortInfo { mac, mtu: 1500, up: true };
+        let config = ForwarderConfig {
+            worker: WorkerIndex(0),
+            workers: 1,
+            flows,
+            // Fixed, so that two runs execute the same instructions.
+            secret: [0x243f_6a88_85a3_08d3, 0x1319_8a2e_0370_7344, 0xa409_3822_299f_31d0, 0x082e_fa98_ec4e_6c89],
+            ports: vec![port(CONSUMER_MAC), port(PROVIDER_MAC)],
+        };
+        let ownership = Arc::new(Ownership::even(1, [1, 2]));
+        Ok(Self {
+            forwarder: Forwarder::new(&config, memory, Arc::new(snapshot), ownership, counters)?,
+            outbox: Outbox::new(BURST),
+            slots: Box::new([[0; HEADROOM + 2 * FRAME]; BURST]),
+            now: Now::from_milliseconds(1000),
+            bursts: 0,
+        })
+    }
+
+    /// The forwarder.
+    pub const fn forwarder(&mut self) -> &mut Forwarder<'m> {
+        &mut self.forwarder
+    }
+
+    /// Lets time pass and does all housekeeping that becomes due, second by second.
+    pub fn advance(&mut self, seconds: u64) {
+        for _ in 0..seconds {
+            self.now = self.now.plus_milliseconds(1000);
+            self.housekeeping();
+        }
+    }
+
+    /// Lets time pass in which the worker does nothing, not even housekeeping.
+    pub fn sleep(&mut self, seconds: u64) {
+        self.now = self.now.plus_milliseconds(seconds * 1000);
+    }
+
+    /// Does all housekeeping that is due; returns the number of slices that it took.
+    pub fn housekeeping(&mut self) -> u64 {
+        let mut slices = 1;
+        while self.forwarder.housekeeping(&mut self.outbox, self.now) {
+            slices += 1;
+            self.outbox.clear();
+        }
+        self.outbox.clear();
+        slices
+    }
+
+    /// Opens connections `numbers` by handshakes (TCP) or a datagram each way (UDP).
+    ///
+    /// # Errors
+    /// When a packet of a handshake is not forwarded.
+    pub fn establish(
+        &mut self,
+        protocol: Protocol,
+        numbers: std::ops::Range<u32>,
+    ) -> Result<Vec<Connection>, BedError> {
+        numbers.map(|number| self.open(protocol, number)).collect()
+    }
+
+    fn open(&mut self, protocol: Protocol, number: u32) -> Result<Connection, BedError> {
+        let tcp = |flags, sequence| Carried::Tcp { flags, sequence };
+        let (first, answer, data) = match protocol {
+            Protocol::Tcp => {
+                (tcp(Carried::SYN, 100), tcp(Carried::SYN | Carried::ACK, 200), tcp(Carried::ACK | Carried::PSH, 101))
+            }
+            Protocol::Udp => (Carried::Udp, Carried::Udp, Carried::Udp),
+        };
+        let from_client = |carried| {
+            let macs = (CONSUMER_MAC, NEIGHBOUR_MAC);
+            Template::new(&frame(macs, client(number), ENDPOINT, carried, FRAME), CONSUMER_PORT)
+        };
+        let translated = self.send("first", number, &from_client(first))?;
+        let (snat, target) = sockets(&translated);
+        let from_target = |carried| {
+            let macs = (PROVIDER_MAC, NEIGHBOUR_MAC);
+            Template::new(&frame(macs, target, snat, carried, FRAME), PROVIDER_PORT)
+        };
+        self.send("answer", number, &from_target(answer))?;
+        let connection = Connection { forward: from_client(data), reverse: from_target(data) };
+        self.send("data", number, &connection.forward)?;
+        self.send("data from the target", number, &connection.reverse)?;
+        Ok(connection)
+    }
+
+    /// First packets of connections `numbers`, not sent yet.
+    #[must_use]
+    pub fn first_packets(protocol: Protocol, numbers: std::ops::Range<u32>) -> Vec<Template> {
+        let carried = match protocol {
+            Protocol::Tcp => Carried::Tcp { flags: Carried::SYN, sequence: 100 },
+            Protocol::Udp => Carried::Udp,
+        };
+        let macs = (CONSUMER_MAC, NEIGHBOUR_MAC);
+        let template = |number| Template::new(&frame(macs, client(number), ENDPOINT, carried, FRAME), CONSUMER_PORT);
+        numbers.map(template).collect()
+    }
+
+    /// Sends one frame, answers for the neighbours if they are asked, and returns it as it leaves.
+    fn send(&mut self, packet: &'static str, connection: u32, template: &Template) -> Result<Vec<u8>, BedError> {
+        let length = usize::from(template.length);
+        self.slots[0][HEADROOM..HEADROOM + length].copy_from_slice(template.bytes());
+        let mut frame = Frame::new(&mut self.slots[0], HEADROOM, length).expect("a template fits its receive buffer");
+        frame.ingress = template.ingress;
+        let mut verdict = [Verdict::Hold];
+        let counters = self.forwarder.counters().clone();
+        self.forwarder.process(array::from_mut(&mut frame), &mut verdict, &mut self.outbox, self.now);
+        let mut sent = match verdict[0] {
+            Verdict::Forward(_) => Some(frame.bytes().to_vec()),
+            _ => None,
+        };
+        loop {
+            let requests = self.outbox.requests().to_vec();
+            let held = self.outbox.frames().next().map(|(_, _, frame)| frame.bytes().to_vec());
+            self.outbox.clear();
+            sent = sent.or(held);
+            if requests.is_empty() {
+                break;
+            }
+            for request in requests {
+                let event = NeighbourEvent {
+                    attachment: request.attachment,
+                    address: request.address,
+                    mac: Some(NEIGHBOUR_MAC),
+                };
+                self.forwarder.neighbour(event, &mut self.outbox, self.now);
+            }
+        }
+        counters.forwarded.add(u64::from(sent.is_some()));
+        sent.ok_or_else(|| BedError::NotForwarded { packet, connection, verdict: format!("{:?}", verdict[0]) })
+    }
+
+    /// Receives `N` frames as one burst, counts as a worker does, and returns how many were forwarded.
+    #[inline]
+    pub fn burst<const N: usize>(&mut self, templates: &[Template; N]) -> usize {
+        self.receive::<N, true>(templates)
+    }
+
+    /// The same with nothing in the place of [`Forwarder::process`]: what the fixture itself costs.
+    #[inline]
+    pub fn empty_burst<const N: usize>(&mut self, templates: &[Template; N]) -> usize {
+        self.receive::<N, false>(templates)
+    }
+
+    #[inline]
+    fn receive<const N: usize, const PROCESS: bool>(&mut self, templates: &[Template; N]) -> usize {
+        let mut slots = self.slots.iter_mut();
+        let mut frames: [Frame<'_>; N] = array::from_fn(|at| {
+            let (slot, template) = (slots.next().expect("a burst has at most BURST frames"), &templates[at]);
+            slot[HEADROOM..HEADROOM + FRAME].copy_from_slice(&template.bytes);
+            let mut frame =
+                Frame::new(slot, HEADROOM, usize::from(template.length)).expect("a template fits its receive buffer");
+            frame.ingress = template.ingress;
+            frame
+        });
+        let mut verdicts = [Verdict::Hold; N];
+        self.bursts += 1;
+        if self.bursts.is_multiple_of(BURSTS_PER_MILLISECOND) {
+            self.now = self.now.plus_milliseconds(1);
+        }
+        if PROCESS {
+            self.forwarder.process(&mut frames, &mut verdicts, &mut self.outbox, self.now);
+        } else {
+            verdicts = [Verdict::Forward(PROVIDER_PORT); N];
+        }
+        black_box(&mut frames);
+        let forwarded = black_box(&verdicts).iter().filter(|verdict| matches!(verdict, Verdict::Forward(_))).count();
+        let counters = self.forwarder.counters();
+        counters.forwarded.add(forwarded as u64);
+        if !self.outbox.is_empty() {
+            self.outbox.clear();
+        }
+        forwarded
+    }
+}
+
+/// The client of a connection: an address and port of its own for each of 16 million.
+fn client(number: u32) -> SocketAddrV4 {
+    SocketAddrV4::new(Ipv4Addr::from_bits(0x0a00_0001 + (number >> 4)), 2048 + (number & 15) as u16 * 4000)
+}
+
+/// Source and destination of a translated frame.
+fn sockets(bytes: &[u8]) -> (SocketAddrV4, SocketAddrV4) {
+    let socket = |address: usize, port: usize| {
+        let [a, b, c, d] = array::from_fn(|at| bytes[address + at]);
+        SocketAddrV4::new(Ipv4Addr::new(a, b, c, d), u16::from_be_bytes([bytes[port], bytes[port + 1]]))
+    };
+    (socket(26, 34), socket(30, 36))
+}
+
+/// The frames of `connections` in a random order, directions alternating, in whole bursts of `N` distinct flows. They lie
+/// in memory in the order of their use, so that reading them costs no cache misses of the fixture's own.
+#[must_use]
+pub fn shuffled<const N: usize>(connections: &[Connection]) -> Vec<[Template; N]> {
+    let mut order: Vec<u32> = (0..connections.len() as u32).collect();
+    let mut random = 0x9e37_79b9_7f4a_7c15_u64;
+    for last in (1..order.len()).rev() {
+        // Xorshift64 (Marsaglia 2003).
+        random ^= random << 13;
+        random ^= random >> 7;
+        random ^= random << 17;
+        order.swap(last, (random % (last as u64 + 1)) as usize);
+    }
+    order
+        .chunks_exact(N)
+        .enumerate()
+        .map(|(burst, order)| {
+            array::from_fn(|at| {
+                let connection = &connections[order[at] as usize];
+                if (burst + at).is_multiple_of(2) { connection.forward } else { connection.reverse }
+            })
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_frame_of_every_established_flow_is_forwarded_and_counted() {
+        for protocol in [Protocol::Tcp, Protocol::Udp] {
+            let mut region = region(4096).unwrap();
+            let mut bed = Bed::new(region.bytes_mut(), 4096).unwrap();
+            let connections = bed.establish(protocol, 0..HOT_FLOWS).unwrap();
+            let bursts = shuffled::<FRAMES>(&connections);
+            for burst in &bursts {
+                assert_eq!(bed.burst(burst), FRAMES);
+            }
+            let counters = bed.forwarder().counters();
+            assert_eq!((counters.flows.get(), counters.dropped()), (u64::from(HOT_FLOWS), 0));
+            assert_eq!(counters.imbalance(), 0);
+        }
+    }
+
+    #[test]
+    fn first_packets_in_bursts_make_flows_and_idle_flows_end() {
+        let mut region = region(4096).unwrap();
+        let mut bed = Bed::new(region.bytes_mut(), 4096).unwrap();
+        bed.establish(Protocol::Udp, 0..64).unwrap();
+        for burst in Bed::first_packets(Protocol::Udp, 64..1088).as_chunks::<FRAMES>().0 {
+            assert_eq!(bed.burst(burst), FRAMES);
+        }
+        assert_eq!(bed.forwarder().counters().flows.get(), 1088);
+        bed.advance(130);
+        assert_eq!(bed.forwarder().counters().flows.get(), 0);
+    }
+}

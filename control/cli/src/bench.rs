@@ -1,0 +1,104 @@
+//! `postern bench`: Postern against the kernel's own NAT, and the packet path alone.
+
+use std::io::Write;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::{Args, Subcommand};
+use postern_benches::{nat, path};
+
+/// `postern bench`
+#[derive(Args)]
+pub(crate) struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Compare Postern with nftables: the same topology in network namespaces, alternating in one run; needs root
+    Nat(Nat),
+    /// Measure the packet path in memory, without kernel and devices, by number of flows
+    Path(Path),
+}
+
+#[derive(Args)]
+struct Nat {
+    /// Print JSON; `ratios` are larger where Postern is better
+    #[arg(long)]
+    json: bool,
+    /// One short round of everything: shows that it works, not how fast it is
+    #[arg(long)]
+    quick: bool,
+    /// How often each contender has its turn at each line
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u16).range(1..=100))]
+    rounds: u16,
+    /// Seconds of one measurement, 0.1 to 60
+    #[arg(long, default_value_t = 3.0, value_parser = seconds)]
+    seconds: f64,
+    /// Connections in turn for each contender, over all rounds
+    #[arg(long, default_value_t = 100_000)]
+    connections: u64,
+    /// Only the lines whose name contains this: tcp_1_stream, tcp_4_streams, udp_64, udp_64_sink_apart, rtt, rtt_udp, connections
+    #[arg(long, value_name = "NAME")]
+    only: Option<String>,
+}
+
+#[derive(Args)]
+struct Path {
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+    /// Numbers of flows
+    #[arg(long, value_delimiter = ',', default_values_t = [1_000, 100_000, 1_000_000],
+          value_parser = clap::value_parser!(u32).range(64..=4_000_000))]
+    flows: Vec<u32>,
+    /// Seconds of one measurement, 0.1 to 60
+    #[arg(long, default_value_t = 1.0, value_parser = seconds)]
+    seconds: f64,
+}
+
+fn seconds(text: &str) -> Result<f64, String> {
+    match text.parse() {
+        Ok(seconds) if (0.1..=60.0).contains(&seconds) => Ok(seconds),
+        _ => Err("must be a number from 0.1 to 60".to_owned()),
+    }
+}
+
+/// Runs it; the exit code is 0 only if Postern passed every measurement.
+pub(crate) fn run(arguments: Arguments) -> ExitCode {
+    let progress = |text: &str| eprintln!("{text}");
+    let outcome = match arguments.command {
+        Command::Nat(arguments) => compare(&arguments, progress),
+        Command::Path(arguments) => path::run(&arguments.flows, Duration::from_secs_f64(arguments.seconds), progress)
+            .map(|report| (if arguments.json { report.to_json() } else { report.to_text() }, true))
+            .map_err(|error| error.to_string()),
+    };
+    match outcome {
+        Ok((text, passed)) => {
+            // A reader that has gone away is no failure of the measurement.
+            let _ = writeln!(std::io::stdout(), "{}", text.trim_end());
+            if passed { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+        }
+        Err(error) => {
+            eprintln!("error: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn compare(arguments: &Nat, progress: impl FnMut(&str)) -> Result<(String, bool), String> {
+    let binary: PathBuf = std::env::current_exe().map_err(|error| format!("cannot find this program: {error}"))?;
+    let quick = arguments.quick;
+    let options = nat::Options {
+        binary,
+        rounds: if quick { 1 } else { usize::from(arguments.rounds) },
+        window: Duration::from_secs_f64(if quick { 0.3 } else { arguments.seconds }),
+        connections: if quick { arguments.connections.min(500) } else { arguments.connections },
+        only: arguments.only.clone(),
+    };
+    let report = nat::run(&options, progress).map_err(|error| error.to_string())?;
+    let text = if arguments.json { report.to_json() } else { report.to_text() };
+    Ok((text, report.passed()))
+}
