@@ -6,3 +6,6 @@ mod translate;
 
 pub use answer::{LONGEST_ERROR, RESET_LENGTH, echo_reply, icmp_error, may_answer, tcp_reset};
 pub use translate::{Quote, QuoteError, quote, translate_error};
+
+#[cfg(test)]
+mod tests;

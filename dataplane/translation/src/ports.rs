@@ -269,6 +269,10 @@ impl<'m> PortAllocator<'m> {
         };
         if need == Need::Any {
             self.sacrifice_rests(|region| region.header.blocks_used < region.blocks.len() as u32);
+            if self.region.lanes[lane as usize].live == 0 {
+                // Strays were all that the lane had, and they were among those that ended.
+                return Err(Refusal::BlocksFull);
+            }
         }
         let block = self.add_block(lane, number).ok_or(Refusal::BlocksFull)?;
         Ok(self.lease_in(lane, block, ports, random))
@@ -315,7 +319,7 @@ impl<'m> PortAllocator<'m> {
     /// Leases a free port of the range in a block that has one.
     fn lease_in(&mut self, lane: u32, block: u32, ports: &RangeInclusive<u16>, random: u64) -> Lease {
         let entry = &mut self.region.blocks[block as usize];
-        let bit = pick_port(!entry.taken() & ports_in_block(ports, entry.number), random >> 9);
+        let bit = pick_port(!entry.taken() & ports_in_block(ports, entry.number), random);
         let taken = entry.taken() | 1 << bit;
         entry.set_taken(taken);
         let number = entry.number;
@@ -613,3 +617,6 @@ fn chain_is_full(head: u32, next: impl Fn(u32) -> u32) -> bool {
 const fn is_due(due: u32, now: Now) -> bool {
     now.tick().wrapping_sub(due) as i32 >= 0
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,4 +1,4 @@
-//! Bitmaps over the 512 blocks of 128 ports, and the choice of a set bit from a random position on.
+//! Bitmaps over the 512 blocks of 128 ports, and the random choice of a set bit.
 
 use std::ops::RangeInclusive;
 
@@ -34,7 +34,7 @@ pub(super) const fn range_word(ports: &RangeInclusive<u16>, word: usize) -> u64 
     if *ports.start() > *ports.end() || last < low || first > high {
         return 0;
     }
-    let from = if first > low { first - low } else { 0 };
+    let from = first.saturating_sub(low);
     let to = if last < high { last - low } else { 63 };
     (u64::MAX >> (63 - (to - from))) << from
 }
@@ -46,33 +46,51 @@ pub(super) const fn ports_in_block(ports: &RangeInclusive<u16>, block: u16) -> u
     if first > last || last < base || first >= base + BLOCK_PORTS {
         return 0;
     }
-    let from = if first > base { first - base } else { 0 };
+    let from = first.saturating_sub(base);
     let to = if last < base + BLOCK_PORTS - 1 { last - base } else { BLOCK_PORTS - 1 };
     (u128::MAX >> (BLOCK_PORTS - 1 - (to - from))) << from
 }
 
-/// The first block of `set` at or behind a random position, in cyclic order; `random` gives its low 9 bits.
+/// A block of `set`, each as likely as the other. Uses the low 43 bits of `random`.
 pub(super) fn pick_block(set: &BlockSet, random: u64) -> Option<u16> {
-    let start = random as usize % BLOCKS;
-    let (word, bit) = (start / 64, start % 64);
-    let ahead = set[word] & u64::MAX << bit;
-    if ahead != 0 {
-        return Some((word * 64) as u16 + ahead.trailing_zeros() as u16);
-    }
-    // The start word comes once more at the end, for the bits in front of the position.
-    for step in 1..=set.len() {
-        let at = (word + step) % set.len();
-        if set[at] != 0 {
-            return Some((at * 64) as u16 + set[at].trailing_zeros() as u16);
+    // Where most blocks are in the set one of these finds one; where few are, counting is short.
+    for shift in [0, 9, 18] {
+        let block = (random >> shift) as u16 % BLOCKS as u16;
+        if contains(set, block) {
+            return Some(block);
         }
+    }
+    let total: u32 = set.iter().map(|word| word.count_ones()).sum();
+    let mut nth = ((random >> 27 & 0xffff) as u32 * total) >> 16;
+    for (at, word) in set.iter().enumerate() {
+        let here = word.count_ones();
+        if nth < here {
+            return Some((at * 64) as u16 + nth_bit(u128::from(*word), nth));
+        }
+        nth -= here;
     }
     None
 }
 
-/// The first set bit of `free`, which is not zero, at or behind a random position, in cyclic order; `random` gives its low 7 bits.
+/// A set bit of `free`, which is not zero. Uses the high 21 bits of `random`.
 pub(super) const fn pick_port(free: u128, random: u64) -> u16 {
-    let start = (random % BLOCK_PORTS as u64) as u32;
-    ((free.rotate_right(start).trailing_zeros() + start) % BLOCK_PORTS) as u16
+    let tries = [(random >> 43) as u32 % BLOCK_PORTS, (random >> 50) as u32 % BLOCK_PORTS];
+    if free >> tries[0] & 1 != 0 {
+        return tries[0] as u16;
+    }
+    if free >> tries[1] & 1 != 0 {
+        return tries[1] as u16;
+    }
+    nth_bit(free, ((random >> 57) as u32 * free.count_ones()) >> 7)
+}
+
+/// Position of the set bit before which `nth` others are set.
+const fn nth_bit(mut bits: u128, mut nth: u32) -> u16 {
+    while nth > 0 {
+        bits &= bits - 1;
+        nth -= 1;
+    }
+    bits.trailing_zeros() as u16
 }
 
 #[cfg(test)]
@@ -96,15 +114,29 @@ mod tests {
     }
 
     #[test]
-    fn a_pick_goes_round_and_misses_no_bit() {
-        for block in [0u16, 1, 63, 64, 300, 511] {
+    fn each_block_and_port_of_a_set_is_picked_as_often_as_the_others_and_none_outside() {
+        let draws = || (0..20_000).map(|counter| super::super::random::draw([1, 2], counter));
+        for blocks in [vec![0u16], vec![511], vec![63, 64], vec![3, 4, 5, 300], (0..500).collect()] {
             let mut set = BlockSet::default();
-            insert(&mut set, block);
-            assert!((0..512).all(|random| pick_block(&set, random) == Some(block)));
-            remove(&mut set, block);
-            assert_eq!(pick_block(&set, u64::from(block)), None);
+            blocks.iter().for_each(|block| insert(&mut set, *block));
+            let mut counts = [0u32; BLOCKS];
+            draws().for_each(|random| counts[usize::from(pick_block(&set, random).unwrap())] += 1);
+            let fair = 20_000 / blocks.len() as u32;
+            for block in 0..BLOCKS as u16 {
+                let count = counts[usize::from(block)];
+                let wanted = if blocks.contains(&block) { fair / 4..fair * 2 + 1 } else { 0..1 };
+                assert!(wanted.contains(&count), "block {block} of {} came {count} times", blocks.len());
+            }
         }
-        assert_eq!(pick_port(1 << 5, 6), 5);
-        assert_eq!(pick_port(1 << 127 | 1, 1), 127);
+        assert_eq!(pick_block(&BlockSet::default(), 7), None);
+        for free in [1u128, 1 << 127, 1 | 1 << 64 | 1 << 127, u128::MAX, u128::MAX << 100] {
+            let mut counts = [0u32; 128];
+            draws().for_each(|random| counts[usize::from(pick_port(free, random))] += 1);
+            let fair = 20_000 / free.count_ones();
+            for (bit, count) in counts.iter().enumerate() {
+                let wanted = if free >> bit & 1 == 1 { fair / 2..fair * 2 } else { 0..1 };
+                assert!(wanted.contains(count), "bit {bit} of {free:#x} came {count} times");
+            }
+        }
     }
 }
