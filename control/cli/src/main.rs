@@ -1,1 +1,38 @@
-fn main() {}
+//! `postern`, a private link for Linux: one program for the gateway, the lab and the benchmark.
+#![forbid(unsafe_code)]
+
+mod bench;
+mod lab;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+/// A private link for Linux: consumers reach a service of another network through one private address of their own.
+#[derive(Parser)]
+#[command(name = "postern", version, propagate_version = true)]
+struct Postern {
+    #[command(subcommand)]
+    command: Command,
+}
+
+/// One line for each subcommand; its arguments and what it does are in the module of its name.
+#[derive(Subcommand)]
+enum Command {
+    /// Measure Postern on this machine
+    Bench(bench::Arguments),
+    /// Build a private link out of network namespaces on this machine, and try it
+    Lab(lab::Arguments),
+}
+
+fn main() -> ExitCode {
+    // No thread may start before a command does: the lab moves the process into a user namespace, which the kernel
+    // allows to single-threaded processes only.
+    match Postern::parse().command {
+        Command::Bench(arguments) => bench::run(arguments),
+        Command::Lab(arguments) => lab::run(arguments),
+    }
+}

@@ -6,18 +6,26 @@
 #![forbid(unsafe_code)]
 
 pub mod client;
+pub mod declaration;
+pub mod enclosure;
+pub mod gateway;
 pub mod interface;
 pub mod namespace;
+pub mod network;
 pub mod offload;
 pub mod process;
 pub mod server;
 pub mod statistics;
 pub mod stream;
+pub mod topology;
 
 pub use client::{Client, Reply, RequestError, Transfer, Way};
+pub use gateway::{Gateway, GatewayError};
 pub use interface::{Interface, InterfaceError, VethEnd};
 pub use namespace::{Namespace, NamespaceError};
+pub use network::{Network, NetworkError, Node, Offloads, Plan, Wiring};
 pub use offload::{Offload, OffloadError};
 pub use process::{Launcher, Process, ProcessError};
 pub use server::{Answer, ServerError, Servers};
 pub use statistics::{InterfaceStatistics, ProtocolStatistics};
+pub use topology::{Builder, Target, Topology, TopologyError};

@@ -1,0 +1,138 @@
+//! What people read.
+
+use std::collections::BTreeSet;
+use std::fmt::Write;
+
+use comfy_table::presets::UTF8_FULL_CONDENSED;
+use comfy_table::{CellAlignment, Table};
+
+use super::demo::Report;
+use postern_lab::Way;
+
+/// The demonstration's tables and verdict.
+pub(super) fn demo(report: &Report) -> String {
+    let mut text = String::new();
+    let offloads = if report.offloads { "on" } else { "off" };
+    let whose = if report.user_namespace { ", in a user namespace" } else { "" };
+    let Report { workers, mtu, .. } = report;
+    line(&mut text, &format!("\nGateway: {workers} workers, offloads {offloads}, MTU {mtu}{whose}\n"));
+    line(&mut text, "Who answered whom");
+    line(&mut text, &requests(report).to_string());
+    if !report.bulk.is_empty() {
+        line(&mut text, "\nBulk transfers, every byte checked");
+        line(&mut text, &bulk(report).to_string());
+    }
+    let Report { checksum_errors, retransmits, .. } = report;
+    line(&mut text, "\nAt the hosts");
+    line(&mut text, &format!("wrong checksums: {checksum_errors}, TCP segments sent again: {retransmits}"));
+    if !report.counters.is_null() {
+        line(&mut text, "\nAt the gateway");
+        line(&mut text, &counters(&report.counters).to_string());
+    }
+    line(&mut text, "");
+    for problem in &report.problems {
+        line(&mut text, &format!("PROBLEM: {problem}"));
+    }
+    let asked: usize = report.series.iter().map(|series| series.asked).sum();
+    let answered: usize = report.series.iter().map(|series| series.answered).sum();
+    let bytes: u64 = report.bulk.iter().map(|bulk| bulk.bytes).sum();
+    let verdict = if report.passed { "PASSED" } else { "FAILED" };
+    let sums = format!("{answered} of {asked} requests answered, {} MiB moved and checked", bytes >> 20);
+    line(&mut text, &format!("{verdict}: {sums}, in {:.1} s; nothing is left behind.", report.seconds));
+    text
+}
+
+/// The end of the gateway's log, for those who look for the reason.
+pub(super) fn log(log: &str) -> String {
+    const SHOWN: usize = 30;
+    let lines: Vec<&str> = log.lines().collect();
+    if lines.is_empty() {
+        return String::new();
+    }
+    let last = &lines[lines.len().saturating_sub(SHOWN)..];
+    format!("\nThe gateway's last words:\n{}\n", last.join("\n"))
+}
+
+/// Processes of a lab in the background: name, process id, condition, log.
+pub(super) fn processes(rows: &[[String; 4]]) -> Table {
+    let mut table = table(&["process", "pid", "condition", "log"], &[1]);
+    for row in rows {
+        table.add_row(row);
+    }
+    table
+}
+
+fn requests(report: &Report) -> Table {
+    let targets: BTreeSet<&String> = report.series.iter().flat_map(|series| series.by_target.keys()).collect();
+    let mut heads = vec!["consumer", "protocol", "asked", "answered"];
+    heads.extend(targets.iter().map(|target| target.as_str()));
+    heads.extend(["median µs", "p99 µs"]);
+    let numbers: Vec<usize> = (2..heads.len()).collect();
+    let mut table = table(&heads, &numbers);
+    for series in &report.series {
+        let mut row = vec![series.consumer.clone(), series.protocol.to_owned()];
+        row.extend([series.asked.to_string(), series.answered.to_string()]);
+        row.extend(targets.iter().map(|target| series.by_target.get(*target).unwrap_or(&0).to_string()));
+        row.extend([format!("{:.0}", series.median_microseconds), format!("{:.0}", series.p99_microseconds)]);
+        table.add_row(row);
+    }
+    table
+}
+
+fn bulk(report: &Report) -> Table {
+    let mut table = table(&["consumer", "way", "MiB", "seconds", "Gbit/s"], &[2, 3, 4]);
+    for bulk in &report.bulk {
+        let way = match bulk.way {
+            Way::Upload => "to the target",
+            Way::Download => "from the target",
+        };
+        let numbers = [
+            (bulk.bytes >> 20).to_string(),
+            format!("{:.2}", bulk.seconds),
+            format!("{:.2}", bulk.gigabits_per_second),
+        ];
+        table.add_row([bulk.consumer.clone(), way.to_owned()].into_iter().chain(numbers));
+    }
+    table
+}
+
+/// Every number of the gateway's that is not zero, by its path.
+fn counters(counters: &serde_json::Value) -> Table {
+    let mut table = table(&["counter", "value"], &[1]);
+    let mut rows = Vec::new();
+    flatten("", counters, &mut rows);
+    for (name, value) in rows {
+        table.add_row([name, value.to_string()]);
+    }
+    table
+}
+
+fn flatten(path: &str, value: &serde_json::Value, rows: &mut Vec<(String, u64)>) {
+    let under = |name: &str| if path.is_empty() { name.to_owned() } else { format!("{path}.{name}") };
+    match value {
+        serde_json::Value::Object(members) => {
+            members.iter().for_each(|(name, value)| flatten(&under(name), value, rows))
+        }
+        serde_json::Value::Number(number) => match number.as_u64() {
+            None | Some(0) => {}
+            Some(number) => rows.push((path.to_owned(), number)),
+        },
+        // Lists (by worker, by flow) are for programs: --json has them.
+        _ => {}
+    }
+}
+
+fn table(heads: &[&str], numbers: &[usize]) -> Table {
+    let mut table = Table::new();
+    table.load_style(UTF8_FULL_CONDENSED).set_header(heads);
+    for column in numbers {
+        if let Some(column) = table.column_mut(*column) {
+            column.set_cell_alignment(CellAlignment::Right);
+        }
+    }
+    table
+}
+
+fn line(text: &mut String, words: &str) {
+    writeln!(text, "{words}").expect("a String takes everything that is written");
+}
