@@ -10,18 +10,21 @@
 //! Rests end in the order of release. Every call does a small bounded amount of work.
 
 mod bitmap;
+mod index;
 mod random;
 mod region;
+mod resting;
 
 use std::net::Ipv4Addr;
 use std::ops::RangeInclusive;
 
 use postern_measurement::Now;
 
-use bitmap::{BlockSet, block_of, contains, insert, pick_block, pick_port, ports_in_block, range_word, remove};
-use random::{draw, index_hash};
-use region::{Block, Lane, Region, Rest};
+use bitmap::{BlockSet, block_of, blocks_of, contains, insert, pick_block, pick_port, ports_in_block, remove};
+use random::draw;
 pub use region::{HalfOpenList, NONE, PortCapacity, RegionError};
+use region::{Lane, Region, Rest, halves};
+use resting::is_due;
 
 /// One SNAT address toward one target address and port.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
@@ -96,10 +99,9 @@ pub struct PortStatistics {
 
 /// Blocks that a lane keeps open while memory allows.
 const OPEN_BLOCKS: u32 = 8;
-/// Longest chain of an index; a longer one would need some 2¹⁰⁰ tries, as the hash is keyed. It bounds every search.
-const CHAIN: usize = 32;
-/// Most rests that one call ends early to make room.
-const SACRIFICES: u32 = 16;
+/// No port at all, which nobody asks for twice.
+#[allow(clippy::reversed_empty_ranges)]
+const NO_RANGE: RangeInclusive<u16> = 1..=0;
 /// Most rests outside the range that one call passes over.
 const STRAYS: u32 = 64;
 
@@ -107,6 +109,9 @@ const STRAYS: u32 = 64;
 #[derive(Debug)]
 pub struct PortAllocator<'m> {
     region: Region<'m>,
+    /// The range of the last allocation, and its owned blocks: most often the next one's too.
+    range: RangeInclusive<u16>,
+    allowed: BlockSet,
 }
 
 impl<'m> PortAllocator<'m> {
@@ -122,7 +127,7 @@ impl<'m> PortAllocator<'m> {
     /// # Errors
     /// When the memory is too small or misaligned, or a capacity out of range.
     pub fn create(memory: &'m mut [u8], capacity: PortCapacity, secret: [u64; 2]) -> Result<Self, RegionError> {
-        Ok(Self { region: Region::create(memory, capacity, secret)? })
+        Ok(Self::new(Region::create(memory, capacity, secret)?))
     }
 
     /// Takes over a region that [`PortAllocator::create`] made, or a copy of one, with everything in it.
@@ -130,13 +135,18 @@ impl<'m> PortAllocator<'m> {
     /// # Errors
     /// When the memory holds no such region, or one of another layout version.
     pub fn open(memory: &'m mut [u8]) -> Result<Self, RegionError> {
-        Ok(Self { region: Region::open(memory)? })
+        Ok(Self::new(Region::open(memory)?))
+    }
+
+    const fn new(region: Region<'m>) -> Self {
+        Self { region, range: NO_RANGE, allowed: [0; 8] }
     }
 
     /// Sets which of the 512 blocks of 128 ports this worker owns: block n in bit n mod 64 of word n / 64. Leased ports of
     /// blocks that it no longer owns stay leased.
     pub fn set_owned(&mut self, owned: [u64; 8]) {
         self.region.header.owned = owned;
+        self.range = NO_RANGE;
     }
 
     /// Leases a port of `ports` toward the lane's target.
@@ -150,15 +160,21 @@ impl<'m> PortAllocator<'m> {
         need: Need,
         now: Now,
     ) -> Result<Lease, Refusal> {
+        if ports != self.range {
+            let (owned, blocks) = (&self.region.header.owned, blocks_of(&ports));
+            self.allowed = std::array::from_fn(|word| owned[word] & blocks[word]);
+            self.range = ports.clone();
+        }
         let key = key.words();
         let random = self.draw();
-        let lane = match self.lane(key) {
+        let lane = match self.region.lane(key) {
             Some(lane) => lane,
-            None => self.add_lane(key, &ports, need)?,
+            None if self.allowed == [0; 8] => return Err(Refusal::Exhausted),
+            None => self.region.add_lane(key, need)?,
         };
         let lease = self.allocate_in(lane, &ports, need, now, random);
         if lease.is_err() {
-            self.remove_lane_if_empty(lane);
+            self.region.remove_lane_if_empty(lane);
         }
         lease
     }
@@ -168,7 +184,7 @@ impl<'m> PortAllocator<'m> {
     ///
     /// A lane whose last port this was is gone when its rest ends: take flows off its half-open list before.
     pub fn release(&mut self, lane: u32, port: u16, rest_milliseconds: u32, now: Now) -> bool {
-        let Some(block) = self.block(lane, block_of(port)) else {
+        let Some(block) = self.region.block(lane, block_of(port)) else {
             return false;
         };
         let bit = 1u128 << (port % 128);
@@ -178,24 +194,24 @@ impl<'m> PortAllocator<'m> {
         }
         self.region.header.leased -= 1;
         if rest_milliseconds == 0 {
-            self.free(block, bit);
+            self.region.free(block, bit);
             return true;
         }
         let resting = entry.resting() | bit;
         entry.set_resting(resting);
-        self.push_rest(lane, port, now.tick().wrapping_add(rest_milliseconds));
+        self.region.push_rest(lane, port, now.tick().wrapping_add(rest_milliseconds));
         true
     }
 
     /// Ends at most `budget` rests that are due; true if more are due now.
     pub fn advance(&mut self, now: Now, budget: u32) -> bool {
         for _ in 0..budget {
-            if !self.front_is_due(now) {
+            if !self.region.front_is_due(now) {
                 return false;
             }
-            self.pop_rest();
+            self.region.pop_rest();
         }
-        self.front_is_due(now)
+        self.region.front_is_due(now)
     }
 
     /// The list that the flow table keeps of a lane's half-open flows. Empty in a new lane.
@@ -209,7 +225,7 @@ impl<'m> PortAllocator<'m> {
     /// The lane with this key, if it has a leased or resting port.
     #[must_use]
     pub fn find(&self, key: LaneKey) -> Option<u32> {
-        self.lane(key.words())
+        self.region.lane(key.words())
     }
 
     /// Leased ports.
@@ -221,7 +237,7 @@ impl<'m> PortAllocator<'m> {
     /// Whether a lane's port is leased.
     #[must_use]
     pub fn is_leased(&self, lane: u32, port: u16) -> bool {
-        self.block(lane, block_of(port)).is_some_and(|block| {
+        self.region.block(lane, block_of(port)).is_some_and(|block| {
             let block = &self.region.blocks[block as usize];
             (block.taken() & !block.resting()) >> (port % 128) & 1 == 1
         })
@@ -254,7 +270,7 @@ impl<'m> PortAllocator<'m> {
         now: Now,
         random: u64,
     ) -> Result<Lease, Refusal> {
-        if let Some(block) = self.grow(lane, ports, random) {
+        if let Some(block) = self.grow(lane, random) {
             return Ok(self.lease_in(lane, block, ports, random));
         }
         if let Some(block) = self.open_block(lane, ports, random) {
@@ -264,22 +280,22 @@ impl<'m> PortAllocator<'m> {
             return Ok(lease);
         }
         // What is left is a block that the lane does not have yet, if there is room for it.
-        let Some(number) = pick_block(&self.absent_blocks(lane, ports), random) else {
+        let Some(number) = self.absent_block(lane, random) else {
             return Err(Refusal::Exhausted);
         };
         if need == Need::Any {
-            self.sacrifice_rests(|region| region.header.blocks_used < region.blocks.len() as u32);
+            self.region.sacrifice_rests(|region| region.header.blocks_used < region.blocks.len() as u32);
             if self.region.lanes[lane as usize].live == 0 {
                 // Strays were all that the lane had, and they were among those that ended.
                 return Err(Refusal::BlocksFull);
             }
         }
-        let block = self.add_block(lane, number).ok_or(Refusal::BlocksFull)?;
+        let block = self.region.add_block(lane, number).ok_or(Refusal::BlocksFull)?;
         Ok(self.lease_in(lane, block, ports, random))
     }
 
     /// A new block for the lane, if it should have one more: it has too few or too full ones, and memory is not scarce.
-    fn grow(&mut self, lane: u32, ports: &RangeInclusive<u16>, random: u64) -> Option<u32> {
+    fn grow(&mut self, lane: u32, random: u64) -> Option<u32> {
         let free = self.region.blocks.len() as u32 - self.region.header.blocks_used;
         let (scarce, short) =
             (free * 4 <= self.region.blocks.len() as u32, free * 2 <= self.region.blocks.len() as u32);
@@ -289,29 +305,28 @@ impl<'m> PortAllocator<'m> {
         if blocks >= few && !dense {
             return None;
         }
-        let number = pick_block(&self.absent_blocks(lane, ports), random)?;
-        self.add_block(lane, number)
+        let number = self.absent_block(lane, random)?;
+        self.region.add_block(lane, number)
     }
 
-    /// Owned blocks of the range that the lane does not have.
-    fn absent_blocks(&self, lane: u32, ports: &RangeInclusive<u16>) -> BlockSet {
-        let (owned, lane) = (&self.region.header.owned, &self.region.lanes[lane as usize]);
-        std::array::from_fn(|word| owned[word] & range_word(ports, word) & !(lane.open[word] | lane.full[word]))
+    /// A block that is owned, has ports in the range, and that the lane does not have.
+    fn absent_block(&self, lane: u32, random: u64) -> Option<u16> {
+        let lane = &self.region.lanes[lane as usize];
+        pick_block(|word| self.allowed[word] & !(lane.open[word] | lane.full[word]), random)
     }
 
     /// A block of the lane with a port that is owned, in the range and free.
     fn open_block(&self, lane: u32, ports: &RangeInclusive<u16>, random: u64) -> Option<u32> {
-        let (owned, entry) = (&self.region.header.owned, &self.region.lanes[lane as usize]);
-        let mut candidates: BlockSet =
-            std::array::from_fn(|word| owned[word] & range_word(ports, word) & entry.open[word]);
+        let entry = &self.region.lanes[lane as usize];
         // Only the two blocks at the edges of the range can be open without a free port in the range.
+        let mut closed = BlockSet::default();
         for _ in 0..3 {
-            let number = pick_block(&candidates, random)?;
-            let block = self.block(lane, number)?;
+            let number = pick_block(|word| self.allowed[word] & entry.open[word] & !closed[word], random)?;
+            let block = self.region.block(lane, number)?;
             if !self.region.blocks[block as usize].taken() & ports_in_block(ports, number) != 0 {
                 return Some(block);
             }
-            remove(&mut candidates, number);
+            insert(&mut closed, number);
         }
         None
     }
@@ -319,7 +334,7 @@ impl<'m> PortAllocator<'m> {
     /// Leases a free port of the range in a block that has one.
     fn lease_in(&mut self, lane: u32, block: u32, ports: &RangeInclusive<u16>, random: u64) -> Lease {
         let entry = &mut self.region.blocks[block as usize];
-        let bit = pick_port(!entry.taken() & ports_in_block(ports, entry.number), random);
+        let bit = pick_port(halves(!entry.taken() & ports_in_block(ports, entry.number)), random);
         let taken = entry.taken() | 1 << bit;
         entry.set_taken(taken);
         let number = entry.number;
@@ -343,279 +358,21 @@ impl<'m> PortAllocator<'m> {
             }
             let Rest { due, port, .. } = self.region.rests[position as usize];
             if !ports.contains(&port) || !contains(&self.region.header.owned, block_of(port)) {
-                let block = self.end_first_rest(lane);
+                let block = self.region.end_first_rest(lane);
                 // The lane's being was decided by the caller: it may be left without a port.
-                self.free_in_live_lane(block, port);
+                self.region.free_in_live_lane(block, port);
                 continue;
             }
             let early = !is_due(due, now);
             if early && need == Need::Rested {
                 return None;
             }
-            self.end_first_rest(lane);
+            self.region.end_first_rest(lane);
             self.region.header.leased += 1;
             return Some(Lease { lane, port, early });
         }
         None
     }
-
-    /// Takes the first rest off the lane; the port stays taken. Returns its block.
-    fn end_first_rest(&mut self, lane: u32) -> u32 {
-        let owner = &mut self.region.lanes[lane as usize];
-        let rest = &mut self.region.rests[owner.first_rest as usize];
-        owner.first_rest = rest.next;
-        if rest.next == NONE {
-            owner.last_rest = NONE;
-        }
-        rest.lane = NONE;
-        let port = rest.port;
-        self.region.header.resting_now -= 1;
-        // A resting port is taken, and a block with a taken port exists.
-        let block = self.block(lane, block_of(port)).expect("a resting port's block exists");
-        let entry = &mut self.region.blocks[block as usize];
-        entry.set_resting(entry.resting() & !(1 << (port % 128)));
-        block
-    }
-
-    fn push_rest(&mut self, lane: u32, port: u16, due: u32) {
-        let capacity = self.region.rests.len() as u32;
-        if self.region.header.ring_length == capacity {
-            self.cut_front_short();
-        }
-        let header = &mut *self.region.header;
-        let position = (header.ring_front + header.ring_length) % capacity;
-        header.ring_length += 1;
-        header.resting_now += 1;
-        self.region.rests[position as usize] = Rest { lane, next: NONE, due, port, unused: 0 };
-        let owner = &mut self.region.lanes[lane as usize];
-        if owner.last_rest == NONE {
-            owner.first_rest = position;
-        } else {
-            self.region.rests[owner.last_rest as usize].next = position;
-        }
-        owner.last_rest = position;
-    }
-
-    fn front_is_due(&self, now: Now) -> bool {
-        let header = &*self.region.header;
-        let front = &self.region.rests[header.ring_front as usize];
-        header.ring_length > 0 && (front.lane == NONE || is_due(front.due, now))
-    }
-
-    /// Takes the front entry out of the ring, which is not empty, and ends its rest if that has not happened yet.
-    fn pop_rest(&mut self) {
-        let header = &mut *self.region.header;
-        let front = header.ring_front;
-        header.ring_front = (front + 1) % self.region.rests.len() as u32;
-        header.ring_length -= 1;
-        let Rest { lane, port, .. } = self.region.rests[front as usize];
-        if lane != NONE {
-            // The ring and each lane's list are in the order of release, so this is the lane's first.
-            let block = self.end_first_rest(lane);
-            self.free(block, 1 << (port % 128));
-        }
-    }
-
-    fn cut_front_short(&mut self) {
-        let header = &mut *self.region.header;
-        if self.region.rests[header.ring_front as usize].lane != NONE {
-            header.rests_cut_short += 1;
-        }
-        self.pop_rest();
-    }
-
-    /// Ends a few of the oldest rests until `enough`, for the lanes and blocks that only they hold.
-    fn sacrifice_rests(&mut self, enough: impl Fn(&Region<'_>) -> bool) {
-        for _ in 0..SACRIFICES {
-            if enough(&self.region) || self.region.header.ring_length == 0 {
-                return;
-            }
-            self.cut_front_short();
-        }
-    }
-
-    /// Frees a taken port, and its block and lane if they hold nothing any more.
-    fn free(&mut self, block: u32, bit: u128) {
-        let Block { lane, number, .. } = self.region.blocks[block as usize];
-        self.free_in_live_lane(block, number * 128 + bit.trailing_zeros() as u16);
-        self.remove_lane_if_empty(lane);
-    }
-
-    /// Frees a taken port, and its block if that holds nothing any more.
-    fn free_in_live_lane(&mut self, block: u32, port: u16) {
-        let entry = &mut self.region.blocks[block as usize];
-        let taken = entry.taken() & !(1 << (port % 128));
-        entry.set_taken(taken);
-        let (lane, number) = (entry.lane, entry.number);
-        let owner = &mut self.region.lanes[lane as usize];
-        owner.taken -= 1;
-        remove(&mut owner.full, number);
-        insert(&mut owner.open, number);
-        if taken == 0 {
-            self.remove_block(block);
-        }
-    }
-
-    fn lane_head(&self, key: [u64; 2]) -> usize {
-        index_hash(self.region.header.secret, key[0], key[1]) as usize & (self.region.lane_heads.len() - 1)
-    }
-
-    fn lane(&self, key: [u64; 2]) -> Option<u32> {
-        let mut at = self.region.lane_heads[self.lane_head(key)];
-        for _ in 0..CHAIN {
-            let lane = self.region.lanes.get(at as usize)?;
-            if lane.key == key {
-                return Some(at);
-            }
-            at = lane.next;
-        }
-        None
-    }
-
-    fn add_lane(&mut self, key: [u64; 2], ports: &RangeInclusive<u16>, need: Need) -> Result<u32, Refusal> {
-        let owned = &self.region.header.owned;
-        if (0..owned.len()).all(|word| owned[word] & range_word(ports, word) == 0) {
-            return Err(Refusal::Exhausted);
-        }
-        if need == Need::Any {
-            self.sacrifice_rests(|region| region.header.lanes_used < region.lanes.len() as u32);
-        }
-        let head = self.lane_head(key);
-        let Region { header, lane_heads, lanes, .. } = &mut self.region;
-        if chain_is_full(lane_heads[head], |at| lanes[at as usize].next) {
-            return Err(Refusal::LanesFull);
-        }
-        let lane = if header.free_lane != NONE {
-            let lane = header.free_lane;
-            header.free_lane = lanes[lane as usize].next;
-            lane
-        } else if (header.fresh_lane as usize) < lanes.len() {
-            header.fresh_lane += 1;
-            header.fresh_lane - 1
-        } else {
-            return Err(Refusal::LanesFull);
-        };
-        header.lanes_used += 1;
-        lanes[lane as usize] = Lane {
-            key,
-            open: [0; 8],
-            full: [0; 8],
-            blocks: 0,
-            taken: 0,
-            next: lane_heads[head],
-            first_rest: NONE,
-            last_rest: NONE,
-            half_open: HalfOpenList::EMPTY,
-            live: 1,
-        };
-        lane_heads[head] = lane;
-        Ok(lane)
-    }
-
-    fn remove_lane_if_empty(&mut self, lane: u32) {
-        let entry = &self.region.lanes[lane as usize];
-        if entry.taken != 0 || entry.live == 0 {
-            return;
-        }
-        let head = self.lane_head(entry.key);
-        let Region { header, lane_heads, lanes, .. } = &mut self.region;
-        let next = lanes[lane as usize].next;
-        if lane_heads[head] == lane {
-            lane_heads[head] = next;
-        } else {
-            let mut at = lane_heads[head];
-            while lanes[at as usize].next != lane {
-                at = lanes[at as usize].next;
-            }
-            lanes[at as usize].next = next;
-        }
-        let entry = &mut lanes[lane as usize];
-        entry.live = 0;
-        entry.next = header.free_lane;
-        header.free_lane = lane;
-        header.lanes_used -= 1;
-    }
-
-    fn block_head(&self, lane: u32, number: u16) -> usize {
-        let hash = index_hash(self.region.header.secret, u64::from(lane), u64::from(number));
-        hash as usize & (self.region.block_heads.len() - 1)
-    }
-
-    fn block(&self, lane: u32, number: u16) -> Option<u32> {
-        let mut at = self.region.block_heads[self.block_head(lane, number)];
-        for _ in 0..CHAIN {
-            let block = self.region.blocks.get(at as usize)?;
-            if block.lane == lane && block.number == number {
-                return Some(at);
-            }
-            at = block.next;
-        }
-        None
-    }
-
-    fn add_block(&mut self, lane: u32, number: u16) -> Option<u32> {
-        let head = self.block_head(lane, number);
-        let Region { header, block_heads, lanes, blocks, .. } = &mut self.region;
-        if chain_is_full(block_heads[head], |at| blocks[at as usize].next) {
-            return None;
-        }
-        let block = if header.free_block != NONE {
-            let block = header.free_block;
-            header.free_block = blocks[block as usize].next;
-            block
-        } else if (header.fresh_block as usize) < blocks.len() {
-            header.fresh_block += 1;
-            header.fresh_block - 1
-        } else {
-            return None;
-        };
-        header.blocks_used += 1;
-        blocks[block as usize] = Block::new(lane, number, block_heads[head]);
-        block_heads[head] = block;
-        let owner = &mut lanes[lane as usize];
-        owner.blocks += 1;
-        insert(&mut owner.open, number);
-        Some(block)
-    }
-
-    fn remove_block(&mut self, block: u32) {
-        let Block { lane, number, next, .. } = self.region.blocks[block as usize];
-        let head = self.block_head(lane, number);
-        let Region { header, block_heads, lanes, blocks, .. } = &mut self.region;
-        if block_heads[head] == block {
-            block_heads[head] = next;
-        } else {
-            let mut at = block_heads[head];
-            while blocks[at as usize].next != block {
-                at = blocks[at as usize].next;
-            }
-            blocks[at as usize].next = next;
-        }
-        // A free block belongs to no lane, so that a late release finds nothing.
-        blocks[block as usize] = Block::new(NONE, 0, header.free_block);
-        header.free_block = block;
-        header.blocks_used -= 1;
-        let owner = &mut lanes[lane as usize];
-        owner.blocks -= 1;
-        remove(&mut owner.open, number);
-    }
-}
-
-/// Whether a chain has no room for another entry.
-fn chain_is_full(head: u32, next: impl Fn(u32) -> u32) -> bool {
-    let mut at = head;
-    for _ in 1..CHAIN {
-        if at == NONE {
-            return false;
-        }
-        at = next(at);
-    }
-    true
-}
-
-/// Whether the tick `due` is not in the future; ticks wrap.
-const fn is_due(due: u32, now: Now) -> bool {
-    now.tick().wrapping_sub(due) as i32 >= 0
 }
 
 #[cfg(test)]

@@ -27,16 +27,13 @@ pub(super) const fn remove(set: &mut BlockSet, block: u16) {
     set[block as usize / 64] &= !(1 << (block % 64));
 }
 
-/// Word `word` of the set of blocks that have a port in `ports`.
-pub(super) const fn range_word(ports: &RangeInclusive<u16>, word: usize) -> u64 {
-    let (first, last) = (block_of(*ports.start()) as usize, block_of(*ports.end()) as usize);
-    let (low, high) = (word * 64, word * 64 + 63);
-    if *ports.start() > *ports.end() || last < low || first > high {
-        return 0;
+/// The set of blocks that have a port in `ports`.
+pub(super) fn blocks_of(ports: &RangeInclusive<u16>) -> BlockSet {
+    let mut set = BlockSet::default();
+    if !ports.is_empty() {
+        (block_of(*ports.start())..=block_of(*ports.end())).for_each(|block| insert(&mut set, block));
     }
-    let from = first.saturating_sub(low);
-    let to = if last < high { last - low } else { 63 };
-    (u64::MAX >> (63 - (to - from))) << from
+    set
 }
 
 /// The bits of block `block` whose ports lie in `ports`.
@@ -51,21 +48,23 @@ pub(super) const fn ports_in_block(ports: &RangeInclusive<u16>, block: u16) -> u
     (u128::MAX >> (BLOCK_PORTS - 1 - (to - from))) << from
 }
 
-/// A block of `set`, each as likely as the other. Uses the low 43 bits of `random`.
-pub(super) fn pick_block(set: &BlockSet, random: u64) -> Option<u16> {
+/// A block of the set whose words `word` gives, each as likely as the other. Uses the low 43 bits of `random`.
+#[inline]
+pub(super) fn pick_block(word: impl Fn(usize) -> u64, random: u64) -> Option<u16> {
     // Where most blocks are in the set one of these finds one; where few are, counting is short.
     for shift in [0, 9, 18] {
-        let block = (random >> shift) as u16 % BLOCKS as u16;
-        if contains(set, block) {
-            return Some(block);
+        let block = (random >> shift) as usize % BLOCKS;
+        if word(block / 64) >> (block % 64) & 1 != 0 {
+            return Some(block as u16);
         }
     }
-    let total: u32 = set.iter().map(|word| word.count_ones()).sum();
+    let words: BlockSet = std::array::from_fn(word);
+    let counts = words.map(u64::count_ones);
+    let total: u32 = counts.iter().sum();
     let mut nth = ((random >> 27 & 0xffff) as u32 * total) >> 16;
-    for (at, word) in set.iter().enumerate() {
-        let here = word.count_ones();
+    for (at, here) in counts.into_iter().enumerate() {
         if nth < here {
-            return Some((at * 64) as u16 + nth_bit(u128::from(*word), nth));
+            return Some((at * 64) as u16 + nth_bit(words[at], nth));
         }
         nth -= here;
     }
@@ -73,24 +72,37 @@ pub(super) fn pick_block(set: &BlockSet, random: u64) -> Option<u16> {
 }
 
 /// A set bit of `free`, which is not zero. Uses the high 21 bits of `random`.
-pub(super) const fn pick_port(free: u128, random: u64) -> u16 {
-    let tries = [(random >> 43) as u32 % BLOCK_PORTS, (random >> 50) as u32 % BLOCK_PORTS];
-    if free >> tries[0] & 1 != 0 {
-        return tries[0] as u16;
+#[inline]
+pub(super) fn pick_port(free: [u64; 2], random: u64) -> u16 {
+    for shift in [43, 50] {
+        let port = (random >> shift) as usize % BLOCK_PORTS as usize;
+        if free[port / 64] >> (port % 64) & 1 != 0 {
+            return port as u16;
+        }
     }
-    if free >> tries[1] & 1 != 0 {
-        return tries[1] as u16;
-    }
-    nth_bit(free, ((random >> 57) as u32 * free.count_ones()) >> 7)
+    let counts = free.map(u64::count_ones);
+    let nth = ((random >> 57) as u32 * (counts[0] + counts[1])) >> 7;
+    if nth < counts[0] { nth_bit(free[0], nth) } else { 64 + nth_bit(free[1], nth - counts[0]) }
 }
 
-/// Position of the set bit before which `nth` others are set.
-const fn nth_bit(mut bits: u128, mut nth: u32) -> u16 {
+/// Position of the set bit below which `nth` others are set.
+fn nth_bit(mut bits: u64, mut nth: u32) -> u16 {
+    let mut base = 0;
+    // By bytes first, then bit by bit.
+    loop {
+        let here = (bits as u8).count_ones();
+        if nth < here {
+            break;
+        }
+        nth -= here;
+        bits >>= 8;
+        base += 8;
+    }
     while nth > 0 {
         bits &= bits - 1;
         nth -= 1;
     }
-    bits.trailing_zeros() as u16
+    base + bits.trailing_zeros() as u16
 }
 
 #[cfg(test)]
@@ -103,14 +115,14 @@ mod tests {
             let mut seen = Vec::new();
             for block in 0..BLOCKS as u16 {
                 let bits = ports_in_block(&ports, block);
-                assert_eq!(range_word(&ports, usize::from(block) / 64) >> (block % 64) & 1 == 1, bits != 0);
+                assert_eq!(contains(&blocks_of(&ports), block), bits != 0);
                 seen.extend((0..128).filter(|bit| bits >> bit & 1 == 1).map(|bit| block * 128 + bit));
             }
             assert_eq!(seen, ports.collect::<Vec<_>>());
         }
         #[allow(clippy::reversed_empty_ranges)]
         let empty = 2000..=1999;
-        assert_eq!((range_word(&empty, 0), ports_in_block(&empty, 15)), (0, 0));
+        assert_eq!((blocks_of(&empty), ports_in_block(&empty, 15)), ([0; 8], 0));
     }
 
     #[test]
@@ -120,7 +132,7 @@ mod tests {
             let mut set = BlockSet::default();
             blocks.iter().for_each(|block| insert(&mut set, *block));
             let mut counts = [0u32; BLOCKS];
-            draws().for_each(|random| counts[usize::from(pick_block(&set, random).unwrap())] += 1);
+            draws().for_each(|random| counts[usize::from(pick_block(|word| set[word], random).unwrap())] += 1);
             let fair = 20_000 / blocks.len() as u32;
             for block in 0..BLOCKS as u16 {
                 let count = counts[usize::from(block)];
@@ -128,10 +140,10 @@ mod tests {
                 assert!(wanted.contains(&count), "block {block} of {} came {count} times", blocks.len());
             }
         }
-        assert_eq!(pick_block(&BlockSet::default(), 7), None);
+        assert_eq!(pick_block(|_| 0, 7), None);
         for free in [1u128, 1 << 127, 1 | 1 << 64 | 1 << 127, u128::MAX, u128::MAX << 100] {
             let mut counts = [0u32; 128];
-            draws().for_each(|random| counts[usize::from(pick_port(free, random))] += 1);
+            draws().for_each(|random| counts[usize::from(pick_port([free as u64, (free >> 64) as u64], random))] += 1);
             let fair = 20_000 / free.count_ones();
             for (bit, count) in counts.iter().enumerate() {
                 let wanted = if free >> bit & 1 == 1 { fair / 2..fair * 2 } else { 0..1 };

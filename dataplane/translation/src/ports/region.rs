@@ -192,7 +192,7 @@ const fn join(halves: [u64; 2]) -> u128 {
     halves[0] as u128 | (halves[1] as u128) << 64
 }
 
-const fn halves(bits: u128) -> [u64; 2] {
+pub(super) const fn halves(bits: u128) -> [u64; 2] {
     [bits as u64, (bits >> 64) as u64]
 }
 

@@ -354,7 +354,7 @@ fn a_million_flows_cost_less_than_twelve_bytes_each_and_two_in_blocks() {
     }
     let statistics = ports.statistics();
     assert_eq!((statistics.leased, statistics.lanes), (FLOWS, 100));
-    assert!(statistics.blocks as usize * size_of::<Block>() <= 2 * FLOWS as usize, "{statistics:?}");
+    assert!(statistics.blocks as usize * size_of::<region::Block>() <= 2 * FLOWS as usize, "{statistics:?}");
     // Spread over as many lanes as there is room for, a million still fit.
     let mut memory = self::memory(&capacity);
     let mut ports = allocator(&mut memory, capacity, SECRET);
