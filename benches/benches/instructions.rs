@@ -11,7 +11,7 @@
 use std::alloc::System;
 use std::process::{Command, ExitCode};
 
-use postern_benches::bed::{self, Bed, BedError, FRAMES, HOT_FLOWS, Protocol, Template};
+use postern_benches::bed::{self, ALL_TARGETS, Bed, BedError, FRAMES, HOT_FLOWS, Protocol, Template};
 use stats_alloc::{INSTRUMENTED_SYSTEM, Region as Allocations, StatsAlloc};
 
 #[global_allocator]
@@ -73,8 +73,8 @@ impl Case {
             }
             Packets::First => {
                 // Makes the neighbours known.
-                bed.establish(self.protocol, 0..64)?;
-                let first = Bed::first_packets(self.protocol, 64..64 + packets as u32);
+                bed.establish(self.protocol, 0..ALL_TARGETS)?;
+                let first = Bed::first_packets(self.protocol, ALL_TARGETS..ALL_TARGETS + packets as u32);
                 Ok(repeat(&mut bed, first.as_chunks::<FRAMES>().0, packets, process))
             }
         }
@@ -98,7 +98,7 @@ fn repeat<const N: usize>(bed: &mut Bed<'_>, bursts: &[[Template; N]], packets: 
 
 /// Bytes of memory that a flow needs: the region, and what the forwarder takes from the heap beyond a small one.
 fn flow_bytes(capacity: u32, live: u32) -> Result<u64, BedError> {
-    let (_, small) = fill(1024, FRAMES as u32)?;
+    let (_, small) = fill(1024, ALL_TARGETS)?;
     let (region, heap) = fill(capacity, live)?;
     Ok((region + heap.saturating_sub(small)).div_ceil(u64::from(live)))
 }
@@ -108,8 +108,8 @@ fn fill(capacity: u32, live: u32) -> Result<(u64, u64), BedError> {
     let mut region = bed::region(capacity)?;
     let heap = Allocations::new(ALLOCATOR);
     let mut bed = Bed::new(region.bytes_mut(), capacity)?;
-    bed.establish(Protocol::Udp, 0..FRAMES as u32)?;
-    for start in (FRAMES as u32..live).step_by(FRAMES) {
+    bed.establish(Protocol::Udp, 0..ALL_TARGETS)?;
+    for start in (ALL_TARGETS..live).step_by(FRAMES) {
         for burst in Bed::first_packets(Protocol::Udp, start..start + FRAMES as u32).as_chunks::<FRAMES>().0 {
             bed.burst(burst);
         }

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
-use postern_benches::bed::{self, Bed, FRAMES, HOT_FLOWS, Protocol};
+use postern_benches::bed::{self, ALL_TARGETS, Bed, FRAMES, HOT_FLOWS, Protocol};
 use postern_benches::packet::{Carried, frame};
 use postern_flows::{FlowRecord, FlowTable};
 use postern_frame_io::region::{Region, RegionOptions};
@@ -112,8 +112,8 @@ fn new_flows(criterion: &mut Criterion) {
     for (protocol, name) in PROTOCOLS {
         let mut region = bed::region(capacity).expect("memory for the flows");
         let mut bed = Bed::new(region.bytes_mut(), capacity).expect("a forwarder");
-        bed.establish(protocol, 0..1).expect("handshakes");
-        let packets = Bed::first_packets(protocol, 1..capacity / 2);
+        bed.establish(protocol, 0..ALL_TARGETS).expect("handshakes");
+        let packets = Bed::first_packets(protocol, ALL_TARGETS..capacity / 2);
         let bursts = packets.as_chunks::<FRAMES>().0;
         let mut at = 0;
         group.throughput(Throughput::Elements(FRAMES as u64));
@@ -165,14 +165,14 @@ fn expiry(criterion: &mut Criterion) {
     let capacity = flows.next_power_of_two();
     let mut region = bed::region(capacity).expect("memory for the flows");
     let mut bed = Bed::new(region.bytes_mut(), capacity).expect("a forwarder");
-    let packets = Bed::first_packets(Protocol::Udp, 1..flows);
+    let packets = Bed::first_packets(Protocol::Udp, ALL_TARGETS..flows);
     let mut group = criterion.benchmark_group("expiry");
     group.sample_size(10).throughput(Throughput::Elements(u64::from(flows)));
     group.bench_function("udp_1000000", |bencher| {
         bencher.iter_custom(|iterations| {
             let mut time = Duration::ZERO;
             for _ in 0..iterations {
-                bed.establish(Protocol::Udp, 0..1).expect("handshakes");
+                bed.establish(Protocol::Udp, 0..ALL_TARGETS).expect("handshakes");
                 for burst in packets.as_chunks::<FRAMES>().0 {
                     bed.burst(burst);
                 }

@@ -27,6 +27,8 @@ pub const FRAME: usize = 96;
 pub const HOT_FLOWS: u32 = 1024;
 /// Frames of a burst.
 pub const FRAMES: usize = 32;
+/// So many connections meet every target of the fixture, and so make every neighbour known.
+pub const ALL_TARGETS: u32 = 256;
 /// How many bursts pass in a millisecond of the fixture's time: about two million packets a second.
 const BURSTS_PER_MILLISECOND: u64 = 64;
 
@@ -441,11 +443,11 @@ mod tests {
     fn first_packets_in_bursts_make_flows_and_idle_flows_end() {
         let mut region = region(4096).unwrap();
         let mut bed = Bed::new(region.bytes_mut(), 4096).unwrap();
-        bed.establish(Protocol::Udp, 0..64).unwrap();
-        for burst in Bed::first_packets(Protocol::Udp, 64..1088).as_chunks::<FRAMES>().0 {
+        bed.establish(Protocol::Udp, 0..ALL_TARGETS).unwrap();
+        for burst in Bed::first_packets(Protocol::Udp, ALL_TARGETS..1024).as_chunks::<FRAMES>().0 {
             assert_eq!(bed.burst(burst), FRAMES);
         }
-        assert_eq!(bed.forwarder().counters().flows.get(), 1088);
+        assert_eq!(bed.forwarder().counters().flows.get(), 1024);
         bed.advance(130);
         assert_eq!(bed.forwarder().counters().flows.get(), 0);
     }
