@@ -146,7 +146,7 @@ impl<'m> PortAllocator<'m> {
     /// blocks that it no longer owns stay leased.
     pub fn set_owned(&mut self, owned: [u64; 8]) {
         self.region.header.owned = owned;
-        self.range = NO_RANGE;
+        (self.range, self.allowed) = (NO_RANGE, [0; 8]);
     }
 
     /// Leases a port of `ports` toward the lane's target.
@@ -160,7 +160,7 @@ impl<'m> PortAllocator<'m> {
         need: Need,
         now: Now,
     ) -> Result<Lease, Refusal> {
-        if ports != self.range {
+        if (ports.start(), ports.end()) != (self.range.start(), self.range.end()) {
             let (owned, blocks) = (&self.region.header.owned, blocks_of(&ports));
             self.allowed = std::array::from_fn(|word| owned[word] & blocks[word]);
             self.range = ports.clone();
@@ -332,6 +332,7 @@ impl<'m> PortAllocator<'m> {
     }
 
     /// Leases a free port of the range in a block that has one.
+    #[inline]
     fn lease_in(&mut self, lane: u32, block: u32, ports: &RangeInclusive<u16>, random: u64) -> Lease {
         let entry = &mut self.region.blocks[block as usize];
         let bit = pick_port(halves(!entry.taken() & ports_in_block(ports, entry.number)), random);

@@ -40,6 +40,9 @@ pub(super) fn blocks_of(ports: &RangeInclusive<u16>) -> BlockSet {
 pub(super) const fn ports_in_block(ports: &RangeInclusive<u16>, block: u16) -> u128 {
     let base = block as u32 * BLOCK_PORTS;
     let (first, last) = (*ports.start() as u32, *ports.end() as u32);
+    if first <= base && last >= base + BLOCK_PORTS - 1 {
+        return u128::MAX;
+    }
     if first > last || last < base || first >= base + BLOCK_PORTS {
         return 0;
     }

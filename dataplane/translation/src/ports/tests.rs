@@ -223,6 +223,7 @@ fn a_worker_that_owns_nothing_of_the_range_refuses_and_keeps_no_lane() {
     insert(&mut owned, 20);
     ports.set_owned(owned);
     assert_eq!(ports.allocate(lane(1), 1024..=2559, Need::Any, at(0)), Err(Refusal::Exhausted));
+    assert_eq!(ports.allocate(lane(1), NO_RANGE, Need::Any, at(0)), Err(Refusal::Exhausted));
     assert_eq!(ports.statistics(), PortStatistics::default());
     assert_eq!(ports.allocate(lane(1), 1024..=2560, Need::Any, at(0)).map(|lease| lease.port), Ok(2560));
 }
