@@ -11,6 +11,8 @@ mod lifecycle;
 mod limiter;
 mod next_hops;
 pub mod outbox;
+#[cfg(test)]
+mod tests;
 pub mod verdict;
 mod waiting;
 

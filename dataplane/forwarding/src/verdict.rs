@@ -155,6 +155,8 @@ drop_reasons! {
     TransmitRefused = "transmit_refused",
     /// The port to send on is down or gone.
     PortDown = "port_down",
+    /// In the hands of a worker that had to be restarted.
+    WorkerRestarted = "worker_restarted",
 }
 
 impl From<ParseError> for DropReason {
