@@ -32,7 +32,7 @@ pub const HEADER: usize = 20;
 /// Kind of the maximum segment size option (RFC 9293 §3.7.1).
 pub const OPTION_MSS: u8 = 2;
 
-/// Length of the header, in bytes, that its data offset says: 0…60. [`crate::parse`] has checked that a segment's is at
+/// Length of the header, in bytes, that its data offset says: 0…60. [`crate::parse()`] has checked that a segment's is at
 /// least 20 and within the packet.
 #[inline]
 #[must_use]
