@@ -1,9 +1,17 @@
 //! The role that moves packets: startup, workers, supervisor, neighbours, inspection.
 #![forbid(unsafe_code)]
 
+pub mod configuration;
+pub mod control_side;
 pub mod handoff;
+pub mod inspection;
 pub mod link;
 pub mod neighbours;
 pub mod polling;
+pub mod ports;
+pub mod run_directory;
+pub mod startup;
+pub mod steered_port;
+pub mod supervisor;
 pub mod wake;
 pub mod worker;

@@ -15,7 +15,7 @@ use postern_tables::Snapshot;
 
 use crate::handoff::HandoffRings;
 use crate::neighbours::arp_frame::ArpFrame;
-use crate::wake::Wake;
+use crate::wake::{Bell, Wake};
 
 /// Flow slots that a worker reads at a time for a listing.
 pub const LISTING_SLICE: u32 = 256;
@@ -283,7 +283,7 @@ pub struct Shared {
     /// Ways between workers.
     pub handoff: HandoffRings,
     /// Wakes the control-side thread.
-    pub control: Wake,
+    pub control: Bell,
     /// Workers end when it is set.
     pub stop: AtomicBool,
 }

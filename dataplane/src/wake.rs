@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering, fence};
 use std::time::Duration;
 
 use postern_frame_io::poll::{Waker, sleep};
+use tokio::sync::Notify;
 
 /// Wakes one sleeper. The sleeper calls [`Wake::about_to_sleep`], looks once more whether there is work, sleeps on the
 /// descriptor, and calls [`Wake::awake`]. Whoever makes work calls [`Wake::wake`] behind it. Then no work is slept over.
@@ -48,6 +49,40 @@ impl Wake {
     pub fn awake(&self) {
         self.sleeping.store(false, Ordering::Relaxed);
         self.waker.reset();
+    }
+}
+
+/// Wakes the control-side thread, which sleeps in tokio; otherwise as [`Wake`].
+#[derive(Debug, Default)]
+pub struct Bell {
+    notify: Notify,
+    sleeping: AtomicBool,
+}
+
+impl Bell {
+    /// Wakes the sleeper if it sleeps or is about to.
+    #[inline]
+    pub fn wake(&self) {
+        fence(Ordering::SeqCst);
+        if self.sleeping.load(Ordering::Relaxed) && self.sleeping.swap(false, Ordering::Relaxed) {
+            self.notify.notify_one();
+        }
+    }
+
+    /// Says that whatever is found from here on to be missing will be slept on.
+    pub fn about_to_sleep(&self) {
+        self.sleeping.store(true, Ordering::Relaxed);
+        fence(Ordering::SeqCst);
+    }
+
+    /// Ends when [`Bell::wake`] was called.
+    pub async fn rung(&self) {
+        self.notify.notified().await;
+    }
+
+    /// Ends the sleep.
+    pub fn awake(&self) {
+        self.sleeping.store(false, Ordering::Relaxed);
     }
 }
 

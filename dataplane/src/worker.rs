@@ -290,5 +290,16 @@ impl<'w, 'm> Worker<'w, 'm> {
     }
 }
 
+impl Drop for Worker<'_, '_> {
+    /// Gives handed frames' buffers back, also when a panic ends this worker.
+    fn drop(&mut self) {
+        for (from, handed) in self.handed.drain(..) {
+            if let Some(ring) = self.shared.handoff.ring(from, self.index) {
+                ring.done(handed);
+            }
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests;

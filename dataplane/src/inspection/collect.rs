@@ -1,0 +1,143 @@
+//! From counters that workers write to reports.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddrV4;
+
+use postern_forwarding::DropReason;
+use postern_frame_io::Errno;
+use postern_tables::Snapshot;
+use postern_tables::snapshot::VpcIndex;
+
+use super::report::{
+    CountersReport, EndpointReport, EndpointTraffic, FrameReport, LoopReport, NeighbourReport, PortReport,
+    ReceivedReport, SentReport, TargetReport, TargetTraffic, WorkerReport, WorkerStatus,
+};
+use crate::link::{Shared, WorkerLink};
+use crate::neighbours::NeighbourCounters;
+
+/// Every counter now.
+#[must_use]
+pub fn counters(gateway: &str, shared: &Shared, neighbours: &NeighbourCounters) -> CountersReport {
+    let snapshot = shared.tables.load();
+    let workers: Vec<_> = shared.links.iter().map(worker).collect();
+    let mut total = WorkerReport::default();
+    for worker in &workers {
+        add(&mut total, worker);
+    }
+    CountersReport {
+        gateway: gateway.to_owned(),
+        generation: snapshot.generation.0,
+        uptime_seconds: uptime(shared),
+        total,
+        workers,
+        endpoints: endpoints(&snapshot, shared),
+        targets: targets(&snapshot, shared),
+        ports: ports(&snapshot, shared),
+        neighbours: NeighbourReport::read(neighbours),
+    }
+}
+
+/// Workers, in short.
+#[must_use]
+pub fn worker_statuses(shared: &Shared) -> Vec<WorkerStatus> {
+    let status = |(worker, link): (usize, &WorkerLink)| WorkerStatus {
+        worker,
+        generation: link.loops.generation.get(),
+        flows: link.counters.flows.get(),
+        restarts: link.loops.restarts.get(),
+    };
+    shared.links.iter().enumerate().map(status).collect()
+}
+
+/// Seconds since the clock was started.
+#[must_use]
+pub fn uptime(shared: &Shared) -> u64 {
+    // The clock starts at one second.
+    shared.clock.now().seconds().saturating_sub(1)
+}
+
+/// The id of a VPC; empty if it has none.
+#[must_use]
+pub fn vpc_id(snapshot: &Snapshot, vpc: VpcIndex) -> String {
+    snapshot.vpcs.get(vpc.at()).map(|vpc| vpc.id.clone()).unwrap_or_default()
+}
+
+fn worker(link: &WorkerLink) -> WorkerReport {
+    let counters = &link.counters;
+    // A burst may be in hand between two reads: what was taken in is read last, so that it shows as accounted for.
+    let frames = FrameReport::read(counters);
+    let drops =
+        DropReason::ALL.iter().map(|reason| (reason.label().to_owned(), counters.drops[*reason as usize].get()));
+    let refused = link.loops.refused.iter().enumerate().filter(|(_, count)| count.get() > 0);
+    WorkerReport {
+        frames,
+        drops: drops.collect(),
+        imbalance: i64::try_from(counters.imbalance()).unwrap_or(i64::MAX),
+        worker: LoopReport::read(&link.loops),
+        refused: refused.map(|(errno, count)| (errno_name(errno), count.get())).collect(),
+    }
+}
+
+fn add(total: &mut WorkerReport, worker: &WorkerReport) {
+    total.frames.add(&worker.frames);
+    total.worker.add(&worker.worker);
+    total.imbalance += worker.imbalance;
+    let sum = |into: &mut BTreeMap<String, u64>, from: &BTreeMap<String, u64>| {
+        for (name, count) in from {
+            *into.entry(name.clone()).or_default() += count;
+        }
+    };
+    sum(&mut total.drops, &worker.drops);
+    sum(&mut total.refused, &worker.refused);
+    total.worker.generation = worker.worker.generation;
+}
+
+fn errno_name(errno: usize) -> String {
+    format!("{:?}", Errno::from_raw(errno as i32))
+}
+
+fn endpoints(snapshot: &Snapshot, shared: &Shared) -> Vec<EndpointReport> {
+    let present = snapshot.endpoints.iter().enumerate().filter_map(|(at, endpoint)| Some((at, endpoint.as_ref()?)));
+    let report = |(at, endpoint): (usize, &postern_tables::snapshot::Endpoint)| {
+        let mut traffic = EndpointTraffic::default();
+        for counters in shared.links.iter().filter_map(|link| link.counters.endpoints.get(at)) {
+            traffic.add(&EndpointTraffic::read(counters));
+        }
+        EndpointReport {
+            id: endpoint.id.clone(),
+            vpc: vpc_id(snapshot, endpoint.vpc),
+            address: endpoint.address,
+            traffic,
+        }
+    };
+    present.map(report).collect()
+}
+
+fn targets(snapshot: &Snapshot, shared: &Shared) -> Vec<TargetReport> {
+    let present = snapshot.targets.iter().enumerate().filter_map(|(at, target)| Some((at, target.as_ref()?)));
+    let report = |(at, target): (usize, &postern_tables::snapshot::Target)| {
+        let mut traffic = TargetTraffic::default();
+        for counters in shared.links.iter().filter_map(|link| link.counters.targets.get(at)) {
+            traffic.add(&TargetTraffic::read(counters));
+        }
+        TargetReport {
+            group: target.group.clone(),
+            vpc: vpc_id(snapshot, target.vpc),
+            target: SocketAddrV4::new(target.address, target.port),
+            traffic,
+        }
+    };
+    present.map(report).collect()
+}
+
+fn ports(snapshot: &Snapshot, shared: &Shared) -> Vec<PortReport> {
+    let report = |(at, port): (usize, &postern_tables::snapshot::Port)| {
+        let (mut received, mut sent) = (ReceivedReport::default(), SentReport::default());
+        for counters in shared.links.iter().filter_map(|link| link.ports.get(at)) {
+            received.add(&ReceivedReport::read(&counters.received()));
+            sent.add(&SentReport::read(&counters.sent()));
+        }
+        PortReport { interface: port.interface.clone(), received, sent }
+    };
+    snapshot.ports.iter().enumerate().map(report).collect()
+}

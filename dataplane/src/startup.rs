@@ -1,0 +1,382 @@
+//! From a configuration file to a gateway that forwards, and orderly back.
+
+use std::fs::File;
+use std::io::{self, Read, Write};
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::net::{SocketAddr, UnixDatagram};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, AtomicU64};
+use std::sync::{Arc, Mutex};
+
+use postern_forwarding::WorkerCounters;
+use postern_frame_io::DeviceError;
+use postern_frame_io::pin::{PinError, allowed_cpus};
+use postern_measurement::Clock;
+use postern_steering::Ownership;
+use postern_tables::declaration::Polling;
+use postern_tables::{Checked, Snapshot, compile};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
+use tracing::{error, info, warn};
+
+use crate::configuration::{self, ConfigurationError};
+use crate::control_side::ControlSide;
+use crate::handoff::HandoffRings;
+use crate::inspection::collect;
+use crate::inspection::report::{NeighbourStatus, PortStatus, StatusReport};
+use crate::inspection::server::{self, Inspector, Query, ServerError};
+use crate::link::{Publication, Shared, WorkerDevices, WorkerLink};
+use crate::polling::IdlePolicy;
+use crate::ports::{PortError, Ports};
+use crate::run_directory::{RunDirectory, RunDirectoryError};
+use crate::supervisor::{WorkerError, WorkerPlan, Workers};
+use crate::wake::Bell;
+
+/// Why the gateway does not run.
+#[derive(Debug, thiserror::Error)]
+pub enum StartupError {
+    /// The configuration.
+    #[error(transparent)]
+    Configuration(#[from] ConfigurationError),
+    /// The run directory.
+    #[error(transparent)]
+    RunDirectory(#[from] RunDirectoryError),
+    /// A port.
+    #[error(transparent)]
+    Port(#[from] PortError),
+    /// A device.
+    #[error(transparent)]
+    Device(#[from] DeviceError),
+    /// A worker.
+    #[error(transparent)]
+    Worker(#[from] WorkerError),
+    /// The Unix socket or the metrics page.
+    #[error(transparent)]
+    Server(#[from] ServerError),
+    /// The CPUs cannot be read.
+    #[error(transparent)]
+    Cpus(#[from] PinError),
+    /// Spinning workers would take turns on a core.
+    #[error(
+        "workers.polling = \"spin\" needs a core for each worker: workers.count = {workers}, but this process may use \
+         {cores}; lower the count, or set polling = \"adaptive\""
+    )]
+    Spinning {
+        /// Workers.
+        workers: u16,
+        /// Cores.
+        cores: usize,
+    },
+    /// The system.
+    #[error("cannot {operation}: {source}")]
+    System {
+        /// What was tried.
+        operation: &'static str,
+        /// The system's answer.
+        source: io::Error,
+    },
+}
+
+/// Runs a gateway until SIGTERM or SIGINT.
+///
+/// Prints `ready` on standard output, and tells systemd, when traffic is forwarded and addresses are announced.
+///
+/// # Errors
+/// Why it could not start; then every port is as it was.
+pub fn run(path: &Path) -> Result<(), StartupError> {
+    let checked = configuration::load(path)?;
+    for warning in &checked.warnings {
+        warn!("{warning}");
+    }
+    let gateway = Gateway::start(path, checked)?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let runtime = runtime.map_err(|source| StartupError::System { operation: "start the control side", source })?;
+    runtime.block_on(gateway.serve())
+}
+
+/// Undoes what a gateway that was killed left changed on its ports.
+///
+/// # Errors
+/// When a gateway runs with this run directory, or its list cannot be read.
+pub fn restore(run_directory: &Path) -> Result<(), StartupError> {
+    // Opening restores.
+    RunDirectory::open(run_directory)?;
+    Ok(())
+}
+
+/// A gateway whose workers forward.
+struct Gateway {
+    path: PathBuf,
+    checked: Checked,
+    snapshot: Arc<Snapshot>,
+    shared: Arc<Shared>,
+    side: ControlSide,
+    /// Ends before the ports are given back.
+    workers: Workers,
+}
+
+impl Gateway {
+    fn start(path: &Path, checked: Checked) -> Result<Self, StartupError> {
+        let settings = &checked.workers;
+        let cores = allowed_cpus()?.len();
+        let count = settings.count;
+        if settings.polling == Polling::Spin && usize::from(count) > cores {
+            return Err(StartupError::Spinning { workers: count, cores });
+        }
+        let [a, b, c, d, e, f] = random()?;
+        let ownership = Arc::new(Ownership::even(count, [e, f]));
+        let snapshot = Arc::new(compile(&checked, None));
+        let mut run = RunDirectory::open(&checked.gateway.run_directory)?;
+        let mut ports = Ports::check(&checked, &snapshot, &ownership)?;
+
+        let opened = open_devices(&mut ports, &mut run, count);
+        let (devices, transmitters) = match opened {
+            Ok(opened) => opened,
+            Err(error) => {
+                run.restore()?;
+                return Err(error);
+            }
+        };
+        let shared = Arc::new(share(&checked, snapshot.clone(), &ports)?);
+        let plan = WorkerPlan {
+            flows: settings.flows,
+            cpus: settings.cpus.clone(),
+            policy: IdlePolicy::new(settings.polling, cores <= usize::from(count)),
+            ownership,
+            secret: [a, b, c, d],
+        };
+        let started = Workers::start(&shared, &plan, devices);
+        let mut side = ControlSide::new(shared.clone(), ports, transmitters, run, shared.clock.now());
+        let hidden = started.map_err(StartupError::from).and_then(|workers| {
+            side.hide_from_host()?;
+            Ok(workers)
+        });
+        match hidden {
+            Ok(workers) => Ok(Self { path: path.to_owned(), checked, snapshot, shared, side, workers }),
+            Err(error) => {
+                side.restore();
+                Err(error)
+            }
+        }
+    }
+
+    async fn serve(mut self) -> Result<(), StartupError> {
+        let served = self.serve_until_stopped().await;
+        info!("stopping");
+        notify("STOPPING=1");
+        drop(self.workers);
+        self.side.restore();
+        let socket = &self.checked.gateway.control_socket;
+        if served.is_ok()
+            && let Err(error) = std::fs::remove_file(socket)
+        {
+            warn!("cannot remove {}: {error}", socket.display());
+        }
+        served
+    }
+
+    async fn serve_until_stopped(&mut self) -> Result<(), StartupError> {
+        let system = |operation| move |source| StartupError::System { operation, source };
+        let mut terminate = signal(SignalKind::terminate()).map_err(system("take SIGTERM"))?;
+        let mut interrupt = signal(SignalKind::interrupt()).map_err(system("take SIGINT"))?;
+        let mut hang_up = signal(SignalKind::hangup()).map_err(system("take SIGHUP"))?;
+
+        let (ask, mut queries) = mpsc::channel(16);
+        let inspector = Arc::new(Inspector::new(self.checked.gateway.name.clone(), self.shared.clone(), ask));
+        let listener = server::listen(&self.checked.gateway.control_socket)?;
+        tokio::spawn(server::serve(listener, inspector.clone()));
+        if let Some(address) = self.checked.gateway.metrics {
+            tokio::spawn(server::serve_metrics(address, inspector).await?);
+        }
+
+        self.side.turn(self.shared.clock.now());
+        ready();
+        let mut reload = Reload::default();
+        loop {
+            self.side.turn(self.shared.clock.now());
+            self.shared.control.about_to_sleep();
+            let pause = self.side.pause(self.shared.clock.now());
+            tokio::select! {
+                _ = terminate.recv() => return Ok(()),
+                _ = interrupt.recv() => return Ok(()),
+                _ = hang_up.recv() => reload.ask(),
+                () = self.shared.control.rung() => {}
+                () = tokio::time::sleep(pause) => {}
+                Some(query) = queries.recv() => self.answer(query, &reload),
+                result = reload.finished() => self.apply(result, &mut reload),
+            }
+            self.shared.control.awake();
+            if self.side.is_settled() {
+                reload.start(&self.path, &self.checked, &self.snapshot);
+            }
+        }
+    }
+
+    fn apply(&mut self, result: Result<(Checked, Arc<Snapshot>), ConfigurationError>, reload: &mut Reload) {
+        match result {
+            Ok((checked, snapshot)) => {
+                for warning in &checked.warnings {
+                    warn!("{warning}");
+                }
+                info!(generation = snapshot.generation.0, "configuration reloaded");
+                self.checked = checked;
+                self.snapshot = snapshot.clone();
+                self.side.publish(snapshot);
+                reload.refused = None;
+            }
+            Err(error) => {
+                let generation = self.snapshot.generation.0;
+                error!("reload refused; traffic goes on by generation {generation}");
+                for line in error.to_string().lines() {
+                    error!("{line}");
+                }
+                reload.refused = Some(error.to_string());
+            }
+        }
+    }
+
+    /// Answers what only this thread knows. Whoever asked may be gone.
+    fn answer(&self, query: Query, reload: &Reload) {
+        match query {
+            Query::Status(to) => drop(to.send(self.status(reload))),
+            Query::Neighbours(to) => drop(to.send(self.side.neighbours().counters())),
+        }
+    }
+
+    fn status(&self, reload: &Reload) -> StatusReport {
+        let ports = self.side.ports();
+        let infos = ports.infos().into_iter().enumerate();
+        let attachments = &self.snapshot.attachments;
+        let neighbours = self.side.neighbours();
+        let mut known: Vec<_> = neighbours
+            .known()
+            .filter_map(|known| {
+                let attachment = attachments.get(usize::from(known.attachment.0))?.name.clone();
+                Some(NeighbourStatus { attachment, address: known.address, mac: known.mac?.to_string() })
+            })
+            .collect();
+        known.sort_by(|a, b| (&a.attachment, a.address).cmp(&(&b.attachment, b.address)));
+        StatusReport {
+            gateway: self.checked.gateway.name.clone(),
+            process: std::process::id(),
+            generation: self.snapshot.generation.0,
+            uptime_seconds: collect::uptime(&self.shared),
+            ports: infos
+                .map(|(at, info)| PortStatus {
+                    interface: ports.name(at).to_owned(),
+                    shared: ports.is_shared(at),
+                    up: info.up,
+                    mtu: info.mtu,
+                    mac: info.mac.to_string(),
+                })
+                .collect(),
+            workers: collect::worker_statuses(&self.shared),
+            neighbours: known,
+            unresolved: neighbours.unresolved(),
+            refused_reload: reload.refused.clone(),
+        }
+    }
+}
+
+/// A reload that was asked for or is on its way. It reads, checks and compiles beside the control-side thread.
+#[derive(Debug, Default)]
+struct Reload {
+    asked: bool,
+    task: Option<JoinHandle<Result<(Checked, Arc<Snapshot>), ConfigurationError>>>,
+    refused: Option<String>,
+}
+
+impl Reload {
+    fn ask(&mut self) {
+        self.asked = true;
+    }
+
+    fn start(&mut self, path: &Path, checked: &Checked, snapshot: &Arc<Snapshot>) {
+        if !self.asked || self.task.is_some() {
+            return;
+        }
+        self.asked = false;
+        let (path, checked, snapshot) = (path.to_owned(), checked.clone(), snapshot.clone());
+        self.task = Some(tokio::task::spawn_blocking(move || configuration::reload(&path, &checked, &snapshot)));
+    }
+
+    /// Waits for the reload that is on its way, for ever if there is none. May be dropped and called again.
+    async fn finished(&mut self) -> Result<(Checked, Arc<Snapshot>), ConfigurationError> {
+        let Some(task) = &mut self.task else {
+            return std::future::pending().await;
+        };
+        let result = task.await;
+        self.task = None;
+        result.unwrap_or_else(|panic| Err(ConfigurationError::Panicked(panic.to_string())))
+    }
+}
+
+type Opened = (Vec<WorkerDevices>, Vec<postern_frame_io::af_packet::PacketTransmitter>);
+
+fn open_devices(ports: &mut Ports, run: &mut RunDirectory, workers: u16) -> Result<Opened, StartupError> {
+    let mut devices: Vec<WorkerDevices> = (0..workers).map(|_| WorkerDevices::default()).collect();
+    let mut transmitters = Vec::new();
+    for port in 0..ports.len() {
+        ports.prepare(port, run)?;
+        for (worker, device) in devices.iter_mut().zip(ports.open(port)?) {
+            worker.push(device);
+        }
+        transmitters.push(ports.open_transmitter(port)?);
+    }
+    Ok((devices, transmitters))
+}
+
+fn share(checked: &Checked, snapshot: Arc<Snapshot>, ports: &Ports) -> Result<Shared, StartupError> {
+    let system = |source| StartupError::System { operation: "make an eventfd", source };
+    let count = usize::from(checked.workers.count);
+    let (endpoints, targets) = (checked.limits.endpoints as usize, checked.limits.targets as usize);
+    let links: io::Result<Vec<_>> =
+        (0..count).map(|_| WorkerLink::new(ports.len(), Arc::new(WorkerCounters::new(endpoints, targets)))).collect();
+    Ok(Shared {
+        clock: Clock::start(),
+        tables: Publication::new(snapshot),
+        ports: Mutex::new(ports.infos()),
+        ports_version: AtomicU64::new(0),
+        links: links.map_err(system)?,
+        handoff: HandoffRings::new(count),
+        control: Bell::default(),
+        stop: AtomicBool::new(false),
+    })
+}
+
+/// Six words from the system's random source.
+fn random() -> Result<[u64; 6], StartupError> {
+    let mut bytes = [[0; 8]; 6];
+    let read = File::open("/dev/urandom").and_then(|mut source| source.read_exact(bytes.as_flattened_mut()));
+    read.map_err(|source| StartupError::System { operation: "read /dev/urandom", source })?;
+    Ok(bytes.map(u64::from_ne_bytes))
+}
+
+/// Says that the gateway forwards.
+fn ready() {
+    info!("ready");
+    // Whoever started us may not listen.
+    let _ = writeln!(io::stdout(), "ready").and_then(|()| io::stdout().flush());
+    notify("READY=1");
+}
+
+/// Tells systemd, where it has started us (sd_notify(3)).
+fn notify(state: &str) {
+    let Some(path) = std::env::var_os("NOTIFY_SOCKET") else {
+        return;
+    };
+    let Ok(socket) = UnixDatagram::unbound() else {
+        return;
+    };
+    let text = path.to_string_lossy();
+    let sent = match text.strip_prefix('@') {
+        Some(name) => {
+            SocketAddr::from_abstract_name(name).and_then(|address| socket.send_to_addr(state.as_bytes(), &address))
+        }
+        None => socket.send_to(state.as_bytes(), &path),
+    };
+    if let Err(error) = sent {
+        warn!("cannot tell systemd {state}: {error}");
+    }
+}
