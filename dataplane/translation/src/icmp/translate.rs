@@ -117,8 +117,9 @@ pub fn quote(bytes: &[u8], parsed: &Parsed) -> Result<Quote, QuoteError> {
 /// the IPv4 header, little-endian), one is taken from the outer time to live, which is at least 2, and the quoted packet is
 /// rewritten by `inner`, the plan from the quoted key to the key that its sender used.
 ///
-/// All checksums follow: outer header, quoted header, quoted transport header as far as it is there, ICMP. The MTU field,
-/// extensions (RFC 4884) and all other bytes stay.
+/// All checksums follow: outer header, quoted header, quoted transport header if its field is there, ICMP. A quote that ends
+/// after the first byte of the transport checksum keeps that byte: the carry out of the missing one is not known. The MTU
+/// field, extensions (RFC 4884) and all other bytes stay.
 pub fn translate_error(bytes: &mut [u8], parsed: &Parsed, quote: &Quote, outer_addresses: u64, inner: &RewritePlan) {
     let Some(outer) = bytes.get_mut(usize::from(parsed.l3)..).and_then(<[u8]>::first_chunk_mut::<{ ipv4::HEADER }>)
     else {
