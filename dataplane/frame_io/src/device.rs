@@ -102,6 +102,14 @@ impl<'a> Burst<'a> {
         self.length = 0;
     }
 
+    /// Lets the frames from this position on go.
+    #[inline]
+    pub const fn truncate(&mut self, length: usize) {
+        if length < self.length {
+            self.length = length;
+        }
+    }
+
     /// How many frames there are.
     #[inline]
     #[must_use]

@@ -2,9 +2,12 @@
 
 pub mod af_packet;
 pub mod bpf;
+pub mod capture;
 pub mod device;
+pub mod fault;
 pub mod features;
 pub mod interface;
+pub mod memory;
 pub mod pin;
 pub mod poll;
 pub mod region;
