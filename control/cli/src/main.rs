@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 mod bench;
+mod dataplane;
 mod lab;
 
 use std::process::ExitCode;
@@ -24,6 +25,8 @@ struct Postern {
 enum Command {
     /// Measure Postern on this machine
     Bench(bench::Arguments),
+    /// Run a gateway
+    Dataplane(dataplane::Arguments),
     /// Build a private link out of network namespaces on this machine, and try it
     Lab(lab::Arguments),
 }
@@ -33,6 +36,7 @@ fn main() -> ExitCode {
     // allows to single-threaded processes only.
     match Postern::parse().command {
         Command::Bench(arguments) => bench::run(arguments),
+        Command::Dataplane(arguments) => dataplane::run(arguments),
         Command::Lab(arguments) => lab::run(arguments),
     }
 }
