@@ -87,7 +87,7 @@ impl Started {
                 return Ok(());
             }
             // It may end in between; then there is nothing to signal.
-            drop(kill(Pid::from_raw(self.pid), signal));
+            let _ended = kill(Pid::from_raw(self.pid), signal);
             let deadline = Instant::now() + PATIENCE;
             while self.runs() && Instant::now() < deadline {
                 std::thread::sleep(Duration::from_millis(5));
