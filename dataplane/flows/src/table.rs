@@ -183,44 +183,45 @@ impl<'m> FlowTable<'m> {
     }
 
     /// Keyed hash of a key: two folded 64 × 64-bit multiplications with 256 bits of secret.
-    #[inline]
+    #[inline(always)]
     #[must_use]
     pub const fn hash(&self, key: FlowKey) -> u64 {
         let once = fold_multiply(key.addresses ^ self.secret[0], key.rest ^ self.secret[1]);
         fold_multiply(once ^ self.secret[2], self.secret[3])
     }
 
-    /// Brings the first bucket of a hash on its way into the cache.
-    #[inline]
+    /// Where the look-up of a hash begins.
+    #[inline(always)]
     #[must_use]
-    pub fn touch_bucket(&self, hash: u64) -> u8 {
-        index::touch(self.buckets, hash)
+    pub const fn place(&self, hash: u64) -> u32 {
+        index::first_place(self.buckets, hash)
     }
 
-    /// The record that most likely belongs to a hash, by its tag alone; both lines of it are brought on their way.
-    #[inline]
+    /// Brings a bucket on its way into the cache.
+    #[inline(always)]
     #[must_use]
-    pub fn touch_record(&self, hash: u64) -> u64 {
-        match index::likely(self.buckets, hash) {
-            Some(entry) => {
-                let record = &self.records[(entry & !REVERSE) as usize];
-                record.forward.addresses ^ record.forward_packets
-            }
-            None => 0,
-        }
+    pub fn touch_bucket(&self, place: u32) -> u8 {
+        index::touch(self.buckets, place)
+    }
+
+    /// The record of a key, whose hash has this [`Self::place`].
+    #[inline(always)]
+    #[must_use]
+    pub fn find_at(&self, place: u32, key: FlowKey, hash: u64) -> Found {
+        let records = &*self.records;
+        let is = |entry: u32| {
+            // Both keys lie in the record's first half; which is meant is in the entry.
+            let record = &records[(entry & !REVERSE) as usize];
+            let found = if entry & REVERSE == 0 { &record.forward } else { &record.reverse };
+            (found.addresses ^ key.addresses) | (found.rest ^ key.rest) == 0
+        };
+        index::find(self.buckets, place, hash, is).map_or(Found::NOTHING, Found)
     }
 
     /// The record of a key.
-    #[inline]
     #[must_use]
     pub fn find(&self, key: FlowKey, hash: u64) -> Found {
-        let records = &*self.records;
-        let is = |entry: u32| {
-            let record = &records[(entry & !REVERSE) as usize];
-            let found = if entry & REVERSE == 0 { record.forward } else { record.reverse };
-            found == key
-        };
-        index::find(self.buckets, hash, is).map_or(Found::NOTHING, Found)
+        self.find_at(self.place(hash), key, hash)
     }
 
     /// The record of a key, hash included.
@@ -240,17 +241,14 @@ impl<'m> FlowTable<'m> {
             return Err(InsertError::TableFull);
         }
         let next_free = self.records[index as usize].timer_next;
-        let forward_hash = self.hash(record.forward);
-        if !self.index_insert(forward_hash, index) {
+        record.flags |= FlowRecord::FLAG_LIVE;
+        // Written before it is indexed: making room for its second key may move the entry of its first, which takes the
+        // hash from the record.
+        self.records[index as usize] = record;
+        if !self.index_keys(&record, index) {
+            self.records[index as usize].flags = 0;
+            self.records[index as usize].timer_next = next_free;
             return Err(InsertError::BucketFull);
-        }
-        // A note of a flow that lives elsewhere is found by its forward key only.
-        if record.flags & FlowRecord::FLAG_AWAY == 0 {
-            let reverse_hash = self.hash(record.reverse);
-            if !self.index_insert(reverse_hash, index | REVERSE) {
-                index::remove(self.buckets, forward_hash, index);
-                return Err(InsertError::BucketFull);
-            }
         }
         if self.header.free != NONE {
             self.header.free = next_free;
@@ -258,12 +256,24 @@ impl<'m> FlowTable<'m> {
             self.header.fresh += 1;
         }
         self.header.live += 1;
-        record.flags |= FlowRecord::FLAG_LIVE;
         let idle_seconds = record.idle_seconds;
-        self.records[index as usize] = record;
         // One more second, because the slot is turned when its second begins.
         wheel::link(self.slots, self.records, index, seconds + u64::from(idle_seconds) + 1);
         Ok(index)
+    }
+
+    /// Makes a record known by its keys; false, and nothing changed, if one finds no room.
+    fn index_keys(&mut self, record: &FlowRecord, index: u32) -> bool {
+        let forward_hash = self.hash(record.forward);
+        if !self.index_insert(forward_hash, index) {
+            return false;
+        }
+        // A note of a flow that lives elsewhere is found by its forward key only.
+        if record.flags & FlowRecord::FLAG_AWAY == 0 && !self.index_insert(self.hash(record.reverse), index | REVERSE) {
+            index::remove(self.buckets, forward_hash, index);
+            return false;
+        }
+        true
     }
 
     fn index_insert(&mut self, hash: u64, entry: u32) -> bool {
@@ -375,7 +385,7 @@ impl<'m> FlowTable<'m> {
 }
 
 /// Both halves of the 128-bit product, folded together.
-#[inline]
+#[inline(always)]
 const fn fold_multiply(a: u64, b: u64) -> u64 {
     let product = a as u128 * b as u128;
     product as u64 ^ (product >> 64) as u64
@@ -409,6 +419,31 @@ mod tests {
     }
 
     const SECRET: [u64; 4] = [1, 0x1234_5678_9abc_def1, 3, 0x9e37_79b9_7f4a_7c15];
+
+    #[test]
+    fn a_crowded_table_finds_every_live_flow_and_no_removed_one_however_often_it_is_filled() {
+        // Few buckets, so that both keys of a flow often meet in one that is full.
+        let flows = 128;
+        let mut memory = memory(flows);
+        let mut table = FlowTable::create(memory.as_mut_bytes(), flows, SECRET).unwrap();
+        for round in 0..2000 {
+            let flow = |at: u32| record(round * 64 + at, 120, 1000);
+            // A flow that finds no room, as may happen so close to the limit, is refused.
+            let inserted: Vec<(u32, Option<u32>)> = (0..flows).map(|at| (at, table.insert(flow(at), 1).ok())).collect();
+            for (at, index) in &inserted {
+                let keys = [flow(*at).forward, flow(*at).reverse];
+                let found =
+                    keys.map(|key| table.find_key(key)).map(|found| (!found.is_nothing()).then(|| found.index()));
+                assert_eq!(found, [*index; 2], "round {round}, flow {at}");
+            }
+            inserted.iter().filter_map(|(_, index)| *index).for_each(|index| table.remove(index));
+            assert_eq!(table.live(), 0);
+            for at in 0..flows {
+                assert!(table.find_key(flow(at).forward).is_nothing(), "round {round}, flow {at}");
+                assert!(table.find_key(flow(at).reverse).is_nothing(), "round {round}, flow {at}");
+            }
+        }
+    }
 
     #[test]
     fn a_copied_region_opens_with_the_same_flows() {
