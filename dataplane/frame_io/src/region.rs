@@ -6,6 +6,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::ptr::NonNull;
 
 use nix::errno::Errno;
+use nix::fcntl::{FcntlArg, SealFlag, fcntl};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::mman::{MapFlags, MmapAdvise, ProtFlags, madvise, mmap, mmap_anonymous, munmap};
 
@@ -63,16 +64,21 @@ impl Region {
     /// If `length` is 0 or the memory cannot be had.
     pub fn in_memfd(name: &CStr, length: usize, options: RegionOptions) -> Result<Self, RegionError> {
         let error = |operation| move |source| RegionError { operation, length, source };
-        let memfd = memfd_create(name, MFdFlags::MFD_CLOEXEC).map_err(error("create"))?;
+        let flags = MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING;
+        let memfd = memfd_create(name, flags).map_err(error("create"))?;
         let size = i64::try_from(length).map_err(|_| error("size")(Errno::EFBIG))?;
         nix::unistd::ftruncate(&memfd, size).map_err(error("size"))?;
+        // Nobody can make it shorter under us, which would end in SIGBUS.
+        let seals = SealFlag::F_SEAL_SHRINK | SealFlag::F_SEAL_GROW | SealFlag::F_SEAL_SEAL;
+        fcntl(&memfd, FcntlArg::F_ADD_SEALS(seals)).map_err(error("seal"))?;
         Self::adopt(memfd, length, options)
     }
 
-    /// The region in a memfd that some process made with [`Region::in_memfd`]; its bytes are what they were.
+    /// The region in a memfd that some process made with [`Region::in_memfd`]; its bytes are what they were. That process
+    /// must have let go of it: memory that two processes write is not a region.
     ///
     /// # Errors
-    /// If `length` is 0, or the memfd is shorter than `length` (`ERANGE`) or cannot be mapped.
+    /// If `length` is 0, or the memfd is shorter than `length` (`ERANGE`), could become so (`EPERM`), or cannot be mapped.
     pub fn adopt(memfd: OwnedFd, length: usize, options: RegionOptions) -> Result<Self, RegionError> {
         let error = |operation| move |source| RegionError { operation, length, source };
         let size = NonZeroUsize::new(length).ok_or_else(|| error("map")(Errno::EINVAL))?;
@@ -80,9 +86,13 @@ impl Region {
         if u64::try_from(existing).unwrap_or(0) < length as u64 {
             return Err(error("adopt")(Errno::ERANGE));
         }
+        let seals = fcntl(&memfd, FcntlArg::F_GET_SEALS).map_err(error("inspect"))?;
+        if !SealFlag::from_bits_retain(seals).contains(SealFlag::F_SEAL_SHRINK) {
+            return Err(error("adopt")(Errno::EPERM));
+        }
         let access = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
         // SAFETY: needed to reach the memfd's pages; sound because the kernel chooses a free address, and the file is at
-        // least as long as the mapping.
+        // least as long as the mapping and sealed against shrinking.
         let start = unsafe { mmap(None, size, access, MapFlags::MAP_SHARED, &memfd, 0) };
         Self::finish(start.map_err(error("map"))?, length, Some(memfd), options)
     }
@@ -181,6 +191,15 @@ mod tests {
         let memfd = adopted.memfd().unwrap().try_clone_to_owned().unwrap();
         let error = Region::adopt(memfd, 8193, RegionOptions::default()).unwrap_err();
         assert_eq!(error.source, Errno::ERANGE);
+    }
+
+    #[test]
+    fn a_memfd_that_could_shrink_is_not_adopted() {
+        let memfd = memfd_create(c"other", MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING).unwrap();
+        nix::unistd::ftruncate(&memfd, 4096).unwrap();
+        assert_eq!(Region::adopt(memfd, 4096, RegionOptions::default()).unwrap_err().source, Errno::EPERM);
+        let region = Region::in_memfd(c"flows", 4096, RegionOptions::default()).unwrap();
+        assert_eq!(nix::unistd::ftruncate(region.memfd().unwrap(), 0), Err(Errno::EPERM));
     }
 
     #[test]
