@@ -28,7 +28,7 @@ const LOW: u64 = 0x0101_0101_0101_0101;
 const HIGH: u64 = 0x8080_8080_8080_8080;
 
 /// The tag of a hash: never 0, which marks a free way.
-#[inline]
+#[inline(always)]
 const fn tag(hash: u64) -> u8 {
     let tag = hash as u8;
     if tag == 0 { 0xff } else { tag }
@@ -36,27 +36,19 @@ const fn tag(hash: u64) -> u8 {
 
 /// Marks the bytes of `word` that equal the tag; above a right mark there may be a wrong one, which the key comparison
 /// sorts out.
-#[inline]
+#[inline(always)]
 const fn matches(word: u64, tag: u64) -> u64 {
     let difference = word ^ tag;
     difference.wrapping_sub(LOW) & !difference & HIGH
 }
 
 impl Bucket {
-    /// The entries whose tag matches, one bit in eight: first the low eight ways, then the high four.
-    #[inline]
-    fn candidates(&self, hash: u64) -> (u64, u64) {
+    /// The first entry whose tag and key match.
+    #[inline(always)]
+    fn find(&self, hash: u64, mut is: impl FnMut(u32) -> bool) -> Option<u32> {
         let [a, b, c, d, e, f, g, h, i, j, k, l] = self.tags;
         let wanted = tag(hash) as u64 * LOW;
-        let low = matches(u64::from_le_bytes([a, b, c, d, e, f, g, h]), wanted);
-        let high = matches(u32::from_le_bytes([i, j, k, l]) as u64 | !0xffff_ffff, wanted) & 0xffff_ffff;
-        (low, high)
-    }
-
-    /// The first entry whose tag and key match.
-    #[inline]
-    fn find(&self, hash: u64, mut is: impl FnMut(u32) -> bool) -> Option<u32> {
-        let (mut low, mut high) = self.candidates(hash);
+        let mut low = matches(u64::from_le_bytes([a, b, c, d, e, f, g, h]), wanted);
         while low != 0 {
             let entry = self.entries[(low.trailing_zeros() / 8) as usize & 7];
             if is(entry) {
@@ -64,6 +56,7 @@ impl Bucket {
             }
             low &= low - 1;
         }
+        let mut high = matches(u32::from_le_bytes([i, j, k, l]) as u64 | !0xffff_ffff, wanted) & 0xffff_ffff;
         while high != 0 {
             let entry = self.entries[8 + ((high.trailing_zeros() / 8) as usize & 3)];
             if is(entry) {
@@ -99,46 +92,43 @@ pub const fn buckets_for(flows: u32) -> usize {
 }
 
 /// The two buckets of a hash, among `count`.
-#[inline]
+#[inline(always)]
 const fn places(hash: u64, count: usize) -> (usize, usize) {
     let first = ((hash >> 32) * count as u64) >> 32;
     let second = ((hash & 0xffff_ffff) * count as u64) >> 32;
     (first as usize, second as usize)
 }
 
-/// Reads the first bucket of a hash, so that it is on its way into the cache; returns something that depends on it.
-#[inline]
+/// The first bucket of a hash.
+#[inline(always)]
 #[must_use]
-pub fn touch(buckets: &[Bucket], hash: u64) -> u8 {
-    buckets[places(hash, buckets.len()).0].tags[0]
+pub const fn first_place(buckets: &[Bucket], hash: u64) -> u32 {
+    places(hash, buckets.len()).0 as u32
 }
 
-/// The first entry of the first bucket whose tag matches; most often the right one.
-#[inline]
+/// Reads a bucket, so that it is on its way into the cache; returns something that depends on it.
+#[inline(always)]
 #[must_use]
-pub fn likely(buckets: &[Bucket], hash: u64) -> Option<u32> {
-    let bucket = &buckets[places(hash, buckets.len()).0];
-    let (low, high) = bucket.candidates(hash);
-    if low != 0 {
-        Some(bucket.entries[(low.trailing_zeros() / 8) as usize & 7])
-    } else if high != 0 {
-        Some(bucket.entries[8 + ((high.trailing_zeros() / 8) as usize & 3)])
-    } else {
-        None
-    }
+pub fn touch(buckets: &[Bucket], place: u32) -> u8 {
+    buckets[place as usize].tags[0]
 }
 
-/// The entry for which `is` holds, among those with the tag of the hash.
-#[inline]
+/// The entry for which `is` holds, among those with the tag of the hash, whose first bucket is `place`.
+#[inline(always)]
 #[must_use]
-pub fn find(buckets: &[Bucket], hash: u64, mut is: impl FnMut(u32) -> bool) -> Option<u32> {
-    let (first, second) = places(hash, buckets.len());
-    let bucket = &buckets[first];
+pub fn find(buckets: &[Bucket], place: u32, hash: u64, mut is: impl FnMut(u32) -> bool) -> Option<u32> {
+    let bucket = &buckets[place as usize];
     match bucket.find(hash, &mut is) {
         Some(entry) => Some(entry),
         None if bucket.spilled == 0 => None,
-        None => buckets[second].find(hash, is),
+        None => find_spilled(buckets, hash, is),
     }
+}
+
+#[cold]
+#[inline(never)]
+fn find_spilled(buckets: &[Bucket], hash: u64, is: impl FnMut(u32) -> bool) -> Option<u32> {
+    buckets[places(hash, buckets.len()).1].find(hash, is)
 }
 
 /// Adds an entry; false if there is no way free in either bucket and none can be made. `hash_of` gives the hash of an
@@ -210,7 +200,10 @@ mod tests {
             assert!(insert(&mut buckets, hash_of(entry), entry, hash_of), "entry {entry}");
         }
         for entry in 0..2 * flows {
-            assert_eq!(find(&buckets, hash_of(entry), |found| found == entry), Some(entry));
+            assert_eq!(
+                find(&buckets, first_place(&buckets, hash_of(entry)), hash_of(entry), |found| found == entry),
+                Some(entry)
+            );
         }
     }
 
@@ -228,7 +221,7 @@ mod tests {
                 oracle.insert(entry, ());
             }
             let probe = (state >> 17) as u32 % 200;
-            let found = find(&buckets, hash_of(probe), |found| found == probe);
+            let found = find(&buckets, first_place(&buckets, hash_of(probe)), hash_of(probe), |found| found == probe);
             assert_eq!(found.is_some(), oracle.contains_key(&probe));
         }
         for entry in oracle.keys() {

@@ -4,8 +4,9 @@ use postern_flows::tcp::Segment;
 use postern_flows::{FlowRecord, State};
 use postern_measurement::Now;
 use postern_translation::RewritePlan;
-use postern_translation::rewrite::rewrite;
+use postern_translation::rewrite::{rewrite, rewrite_plain};
 use postern_wire::checksum::Delta;
+use postern_wire::parse::PLAIN;
 use postern_wire::tcp::{FIN, RST, SYN};
 use postern_wire::{Direction, Frame, Parsed, Segmentation};
 
@@ -28,8 +29,74 @@ struct Size {
 
 impl Forwarder<'_> {
     /// A packet whose flow is in the table.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn known(
+        &mut self,
+        frame: &mut Frame<'_>,
+        slot: &Slot,
+        note: Option<HandoffNote>,
+        outbox: &mut Outbox,
+        now: Now,
+    ) -> Verdict {
+        let parsed = &slot.parsed;
+        let record = self.table.record_mut(slot.found.index());
+        let (mtu, epoch) = match self.snapshot.endpoints.get(record.endpoint as usize) {
+            Some(Some(endpoint)) => (endpoint.mtu, endpoint.policy_epoch),
+            _ => (0, 0),
+        };
+        let steady = parsed.tcp_flags & (SYN | FIN | RST) == 0 && STEADY >> (record.state & 31) & 1 != 0;
+        // A note of a flow that lives elsewhere has an epoch that no endpoint has.
+        if !slot.plain || epoch != record.policy_epoch || record.is_expired(now.tick()) || !steady {
+            return self.known_unsteady(frame, slot, note, outbox, now);
+        }
+        let reverse = slot.found.is_reverse();
+        let hop = self.hops.at(if reverse { record.reverse_hop } else { record.forward_hop });
+        let length = parsed.end - 14;
+        if length > u32::from(mtu.min(hop.mtu)) || parsed.ttl <= 1 || !hop.is_plain() {
+            return self.known_unsteady(frame, slot, note, outbox, now);
+        }
+        let partial = frame.offload.is_partial() && frame.offload.checksum_start == 34;
+        let Some(head) = frame.bytes_mut().first_chunk_mut::<PLAIN>() else {
+            return self.known_unsteady(frame, slot, note, outbox, now);
+        };
+        record.last_seen = now.tick();
+        let bytes = u64::from(length);
+        let (address_delta, full_delta) = (Delta(record.address_delta), Delta(record.full_delta));
+        let endpoint = self.counters.endpoints.get(record.endpoint as usize);
+        let target = self.counters.targets.get(record.target as usize);
+        let (to, address_delta, full_delta) = if reverse {
+            record.reverse_packets += 1;
+            record.reverse_bytes += bytes;
+            if let (Some(endpoint), Some(target)) = (endpoint, target) {
+                endpoint.packets_reverse.add(1);
+                endpoint.bytes_reverse.add(bytes);
+                target.packets_reverse.add(1);
+                target.bytes_reverse.add(bytes);
+            }
+            (record.forward, address_delta.negated(), full_delta.negated())
+        } else {
+            record.forward_packets += 1;
+            record.forward_bytes += bytes;
+            if let (Some(endpoint), Some(target)) = (endpoint, target) {
+                endpoint.packets_forward.add(1);
+                endpoint.bytes_forward.add(bytes);
+                target.packets_forward.add(1);
+                target.bytes_forward.add(bytes);
+            }
+            (record.reverse, address_delta, full_delta)
+        };
+        let to = to.reversed();
+        let plan = RewritePlan { addresses: to.addresses, ports: to.ports(), address_delta, full_delta };
+        hop.write_plain(head);
+        rewrite_plain(head, parsed.kind, &plan, partial);
+        frame.truncate(parsed.end as usize);
+        Verdict::Forward(hop.port)
+    }
+
+    /// Everything that is not a plain packet of a steady flow.
+    #[cold]
+    #[inline(never)]
+    fn known_unsteady(
         &mut self,
         frame: &mut Frame<'_>,
         slot: &Slot,
@@ -40,12 +107,11 @@ impl Forwarder<'_> {
         let parsed = &slot.parsed;
         let index = slot.found.index();
         let record = self.table.record_mut(index);
-        let endpoint_index = record.endpoint;
-        let endpoint_mtu = match self.snapshot.endpoints.get(endpoint_index as usize) {
+        let endpoint_mtu = match self.snapshot.endpoints.get(record.endpoint as usize) {
             Some(Some(endpoint)) if endpoint.policy_epoch == record.policy_epoch => endpoint.mtu,
             _ => return self.judge_again(frame, slot, note, outbox, now),
         };
-        if record.is_expired(now.tick()) || record.flags & FlowRecord::FLAG_AWAY != 0 {
+        if record.is_expired(now.tick()) {
             return self.stale(frame, slot, note, outbox, now);
         }
         if parsed.tcp_flags & (SYN | FIN | RST) != 0 || STEADY >> (record.state & 31) & 1 == 0 {
@@ -58,8 +124,8 @@ impl Forwarder<'_> {
         self.forward(frame, parsed, index, slot.found.is_reverse(), endpoint_mtu, outbox, now)
     }
 
-    /// Sends a packet of a flow on its way: size, time to live, counts, rewriting, next hop.
-    #[inline]
+    /// Sends a packet of a flow on its way: size, time to live, counts, rewriting, next hop. Any packet, super-frames
+    /// and tagged frames too.
     #[expect(clippy::too_many_arguments, reason = "the pieces of one packet, all in registers")]
     pub(crate) fn forward(
         &mut self,

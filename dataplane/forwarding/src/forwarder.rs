@@ -9,6 +9,8 @@ use postern_measurement::Now;
 use postern_steering::Ownership;
 use postern_tables::Snapshot;
 use postern_translation::ports::{PortAllocator, PortCapacity};
+use postern_wire::frame::NO_VLAN;
+use postern_wire::parse::parse_plain;
 use postern_wire::{AttachmentIndex, FlowKey, Frame, MacAddress, PacketKind, Parsed, PortIndex, parse};
 
 use crate::counters::WorkerCounters;
@@ -120,6 +122,8 @@ pub struct Forwarder<'m> {
     pub(crate) snapshot: Arc<Snapshot>,
     pub(crate) ownership: Arc<Ownership>,
     pub(crate) counters: Arc<WorkerCounters>,
+    /// By port: the attachment of its untagged frames.
+    links: Vec<Link>,
     slots: Vec<Slot>,
 }
 
@@ -128,7 +132,11 @@ pub struct Forwarder<'m> {
 pub(crate) struct Slot {
     pub(crate) parsed: Parsed,
     pub(crate) hash: u64,
+    /// Where the look-up of the hash begins.
+    pub(crate) place: u32,
     pub(crate) found: Found,
+    /// Whether all headers are where [`parse_plain`] has them.
+    pub(crate) plain: bool,
     pub(crate) admission: Admission,
 }
 
@@ -141,13 +149,18 @@ pub(crate) enum Admission {
     Refused(DropReason),
 }
 
-/// The attachment of the port and VLAN that were seen last: frames of a burst mostly share theirs.
+/// Whose the frames of a port are.
+#[derive(Clone, Copy, Debug)]
 struct Link {
-    port: PortIndex,
-    vlan: u16,
-    attachment: AttachmentIndex,
+    /// The attachment, in the place that it has in a flow key.
+    attachment: u64,
     /// The six bytes that the destination address should have, as a little-endian integer.
     mac: u64,
+}
+
+impl Link {
+    /// No frame has this address.
+    const NONE: Self = Self { attachment: 0, mac: u64::MAX };
 }
 
 const SLOT: Slot = Slot {
@@ -162,7 +175,9 @@ const SLOT: Slot = Slot {
         vlan: 0,
     },
     hash: 0,
+    place: 0,
     found: Found::NOTHING,
+    plain: false,
     admission: Admission::Other,
 };
 
@@ -193,7 +208,7 @@ impl<'m> Forwarder<'m> {
         let mut snat =
             PortAllocator::create(ports, PortCapacity::for_flows(config.flows), [a ^ d, b ^ c.rotate_left(32)])?;
         snat.set_owned(owned_blocks(&ownership, config.worker));
-        Ok(Self {
+        let mut forwarder = Self {
             worker: config.worker,
             workers: config.workers.max(1),
             table: FlowTable::create(flows, config.flows, config.secret)?,
@@ -205,8 +220,11 @@ impl<'m> Forwarder<'m> {
             snapshot,
             ownership,
             counters,
+            links: Vec::new(),
             slots: vec![SLOT; BURST],
-        })
+        };
+        forwarder.link_up();
+        Ok(forwarder)
     }
 
     /// Handles one burst of at most [`BURST`] frames: writes one verdict for each, changes the frames in place, and may put
@@ -246,26 +264,28 @@ impl<'m> Forwarder<'m> {
     }
 
     /// Parses all frames, then reads all their buckets, then all their records: cache misses overlap.
-    #[inline]
+    #[inline(always)]
     fn look_up(&self, frames: &[Frame<'_>], slots: &mut [Slot]) {
-        let mut link = Link { port: PortIndex(u16::MAX), vlan: 0, attachment: AttachmentIndex(0), mac: u64::MAX };
         for (frame, slot) in frames.iter().zip(slots.iter_mut()) {
-            slot.admission = match parse(frame) {
-                Ok(parsed) => {
-                    slot.parsed = parsed;
-                    self.admit(frame, slot, &mut link)
-                }
-                Err(error) => Admission::Refused(error.into()),
-            };
+            if !self.admit_plain(frame, slot) {
+                slot.plain = false;
+                slot.admission = match parse(frame) {
+                    Ok(parsed) => {
+                        slot.parsed = parsed;
+                        self.admit(frame, slot)
+                    }
+                    Err(error) => Admission::Refused(error.into()),
+                };
+            }
         }
         let mut touched = 0;
         for slot in slots.iter() {
-            touched ^= self.table.touch_bucket(slot.hash);
+            touched ^= self.table.touch_bucket(slot.place);
         }
         for slot in slots.iter_mut() {
             slot.found = Found::NOTHING;
             if matches!(slot.admission, Admission::Flow) {
-                slot.found = self.table.find(slot.parsed.key, slot.hash);
+                slot.found = self.table.find_at(slot.place, slot.parsed.key, slot.hash);
                 if !slot.found.is_nothing() {
                     touched ^= self.table.record(slot.found.index()).forward_packets as u8;
                 }
@@ -274,38 +294,65 @@ impl<'m> Forwarder<'m> {
         black_box(touched);
     }
 
-    /// Finds the attachment, checks the destination MAC address and hashes the key.
-    #[inline]
-    fn admit(&self, frame: &Frame<'_>, slot: &mut Slot, link: &mut Link) -> Admission {
-        let parsed = &mut slot.parsed;
-        if (frame.ingress != link.port || parsed.vlan != link.vlan) && !self.follow(frame, parsed.vlan, link) {
-            return Admission::Refused(DropReason::NoAttachment);
+    /// The common case of [`Self::admit`]: an untagged, ordinary TCP or UDP frame to the port's own address.
+    #[inline(always)]
+    fn admit_plain(&self, frame: &Frame<'_>, slot: &mut Slot) -> bool {
+        let bytes = frame.bytes();
+        let (Some(head), Some(link)) = (bytes.first_chunk(), self.links.get(usize::from(frame.ingress.0))) else {
+            return false;
+        };
+        let mac = u64::from_le_bytes([head[0], head[1], head[2], head[3], head[4], head[5], head[6], head[7]]);
+        if mac & 0xffff_ffff_ffff != link.mac
+            || frame.vlan != NO_VLAN
+            || frame.offload.segmentation_type != 0
+            || !parse_plain(head, bytes.len(), &mut slot.parsed)
+        {
+            return false;
         }
+        slot.parsed.key.rest |= link.attachment;
+        slot.hash = self.table.hash(slot.parsed.key);
+        slot.place = self.table.place(slot.hash);
+        slot.plain = true;
+        slot.admission = Admission::Flow;
+        true
+    }
+
+    /// Finds the attachment, checks the destination MAC address and hashes the key.
+    #[cold]
+    fn admit(&self, frame: &Frame<'_>, slot: &mut Slot) -> Admission {
+        let parsed = &mut slot.parsed;
+        let Some(link) = self.link(frame.ingress, parsed.vlan) else {
+            return Admission::Refused(DropReason::NoAttachment);
+        };
         let Some(front) = frame.bytes().first_chunk::<8>() else { return Admission::Refused(DropReason::Truncated) };
         if u64::from_le_bytes(*front) & 0xffff_ffff_ffff != link.mac && front[0] & 1 == 0 {
             return Admission::Refused(DropReason::ForeignMac);
         }
-        parsed.key.rest |= u64::from(link.attachment.0) << 32;
+        parsed.key.rest |= link.attachment;
         if matches!(parsed.kind, PacketKind::Tcp | PacketKind::Udp) {
             slot.hash = self.table.hash(parsed.key);
+            slot.place = self.table.place(slot.hash);
             Admission::Flow
         } else {
             Admission::Other
         }
     }
 
-    #[cold]
-    fn follow(&self, frame: &Frame<'_>, vlan: u16, link: &mut Link) -> bool {
-        let Some(index) = self.snapshot.attachment(frame.ingress, vlan) else { return false };
-        let Some(attachment) = self.snapshot.attachments.get(usize::from(index.0)) else { return false };
-        let Some(port) = self.ports.get(usize::from(frame.ingress.0)) else { return false };
-        let [a, b, c, d, e, f] = own_mac(attachment, port).0;
-        *link =
-            Link { port: frame.ingress, vlan, attachment: index, mac: u64::from_le_bytes([a, b, c, d, e, f, 0, 0]) };
-        true
+    fn link(&self, ingress: PortIndex, vlan: u16) -> Option<Link> {
+        let index = self.snapshot.attachment(ingress, vlan)?;
+        let attachment = self.snapshot.attachments.get(usize::from(index.0))?;
+        let [a, b, c, d, e, f] = own_mac(attachment, self.ports.get(usize::from(ingress.0))?).0;
+        Some(Link { attachment: u64::from(index.0) << 32, mac: u64::from_le_bytes([a, b, c, d, e, f, 0, 0]) })
     }
 
-    #[inline]
+    /// Works out once what every untagged frame of a port has in common.
+    fn link_up(&mut self) {
+        let links = (0..self.ports.len()).map(|at| self.link(PortIndex(at as u16), 0).unwrap_or(Link::NONE)).collect();
+        self.links = links;
+        self.hops.refresh(&self.snapshot, &self.ports);
+    }
+
+    #[inline(always)]
     fn decide(
         &mut self,
         frame: &mut Frame<'_>,
@@ -366,7 +413,7 @@ impl<'m> Forwarder<'m> {
     pub fn apply(&mut self, snapshot: Arc<Snapshot>) -> Arc<Snapshot> {
         let old = std::mem::replace(&mut self.snapshot, snapshot);
         if old.attachments != self.snapshot.attachments {
-            self.hops.refresh(&self.snapshot, &self.ports);
+            self.link_up();
         }
         old
     }
@@ -375,7 +422,7 @@ impl<'m> Forwarder<'m> {
     pub fn set_ports(&mut self, ports: &[PortInfo]) {
         self.ports.clear();
         self.ports.extend_from_slice(ports);
-        self.hops.refresh(&self.snapshot, &self.ports);
+        self.link_up();
     }
 
     /// The counters.

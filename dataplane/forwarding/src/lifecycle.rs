@@ -12,6 +12,9 @@ use crate::verdict::{DropReason, WorkerIndex};
 /// time.
 const AWAY_SECONDS: u16 = 7000;
 
+/// An epoch that differs from that of every endpoint, and from what stands for a missing one.
+const NO_EPOCH: u32 = u32::MAX;
+
 impl Forwarder<'_> {
     /// Ends a flow: its port rests, its hops are let go, a lender tells the bucket's owner.
     pub(crate) fn end(&mut self, index: u32, outbox: &mut Outbox, now: Now) {
@@ -123,6 +126,7 @@ impl Forwarder<'_> {
                     flags: FlowRecord::FLAG_AWAY,
                     target: u32::from(holder.0),
                     endpoint: NONE,
+                    policy_epoch: NO_EPOCH,
                     idle_seconds: AWAY_SECONDS,
                     last_seen: now.tick(),
                     started: now.tick(),

@@ -9,7 +9,7 @@ use std::net::Ipv4Addr;
 
 use postern_tables::Snapshot;
 use postern_tables::snapshot::Attachment;
-use postern_wire::parse::{ETHERTYPE_IPV4, ETHERTYPE_VLAN};
+use postern_wire::parse::{ETHERTYPE_IPV4, ETHERTYPE_VLAN, PLAIN};
 use postern_wire::{AttachmentIndex, Frame, MacAddress, PortIndex};
 
 use crate::forwarder::PortInfo;
@@ -64,7 +64,7 @@ impl NextHops {
     }
 
     /// The hop at an index that a flow holds.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn at(&self, index: u32) -> &NextHop {
         &self.hops[index as usize]
     }
@@ -209,6 +209,18 @@ impl NextHop {
     #[inline]
     pub(crate) fn header(&self) -> &[u8] {
         &self.header[..usize::from(self.header_length)]
+    }
+
+    /// Whether the hop is resolved and has an Ethernet header without a tag.
+    #[inline(always)]
+    pub(crate) const fn is_plain(&self) -> bool {
+        self.resolved && self.header_length == 14
+    }
+
+    /// Replaces the Ethernet header of a plain frame.
+    #[inline(always)]
+    pub(crate) fn write_plain(&self, head: &mut [u8; PLAIN]) {
+        head[..14].copy_from_slice(&self.header[..14]);
     }
 
     /// Replaces the first `l3` bytes of a frame by this hop's header; false if there is no room for it.

@@ -1,6 +1,7 @@
 //! Applying a plan to a packet: addresses, ports, time to live and all checksums, by incremental update (RFC 1624).
 
 use postern_wire::checksum::Delta;
+use postern_wire::parse::PLAIN;
 use postern_wire::{Frame, PacketKind, Parsed};
 
 use crate::plan::RewritePlan;
@@ -53,6 +54,34 @@ pub fn rewrite(frame: &mut Frame<'_>, parsed: &Parsed, plan: &RewritePlan) {
     }
 }
 
+/// [`rewrite`] for a packet that [`parse_plain`](postern_wire::parse::parse_plain) has taken: all offsets are fixed.
+/// `partial` says whether the transport's own checksum is partial.
+#[inline(always)]
+pub fn rewrite_plain(head: &mut [u8; PLAIN], kind: PacketKind, plan: &RewritePlan, partial: bool) {
+    let sum = u16::from_le_bytes([head[24], head[25]]);
+    let sum = plan.address_delta.plus(TTL_DELTA).apply(sum);
+    head[22] = head[22].wrapping_sub(1);
+    head[24..26].copy_from_slice(&sum.to_le_bytes());
+    head[26..34].copy_from_slice(&plan.addresses.to_le_bytes());
+    head[34..38].copy_from_slice(&plan.ports.to_le_bytes());
+    if kind == PacketKind::Udp {
+        let field = u16::from_le_bytes([head[40], head[41]]);
+        let field = match (partial, field) {
+            (true, _) => plan.address_delta.apply_to_sum(field),
+            (false, 0) => 0,
+            (false, field) => match plan.full_delta.apply(field) {
+                0 => 0xffff,
+                field => field,
+            },
+        };
+        head[40..42].copy_from_slice(&field.to_le_bytes());
+    } else {
+        let field = u16::from_le_bytes([head[50], head[51]]);
+        let field = if partial { plan.address_delta.apply_to_sum(field) } else { plan.full_delta.apply(field) };
+        head[50..52].copy_from_slice(&field.to_le_bytes());
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::net::{Ipv4Addr, SocketAddrV4};
@@ -97,7 +126,15 @@ mod tests {
             let length = bytes.len();
             let mut frame = Frame::new(&mut bytes, 0, length).unwrap();
             let parsed = parse(&frame).unwrap();
+            let mut plain = frame.bytes().to_vec();
+            if let Some(head) = plain.first_chunk_mut() {
+                rewrite_plain(head, parsed.kind, &plan, false);
+                // The link header is the hop's to write.
+            }
             rewrite(&mut frame, &parsed, &plan);
+            if plain.len() >= PLAIN {
+                prop_assert_eq!(frame.bytes(), &plain[..]);
+            }
             let mut wanted = packet(tcp, new.0, new.1, &payload);
             wanted[22] = 63;
             // One less in the time to live is 0x0100 more in the checksum.

@@ -45,21 +45,21 @@ pub struct Delta(pub u16);
 
 impl Delta {
     /// The change when words that sum to `old` are replaced by words that sum to `new`; sums as [`sum`] gives them.
-    #[inline]
+    #[inline(always)]
     #[must_use]
     pub const fn between(old: u64, new: u64) -> Self {
         Self(fold(!fold(old) as u64 + new))
     }
 
     /// The change in the other direction.
-    #[inline]
+    #[inline(always)]
     #[must_use]
     pub const fn negated(self) -> Self {
         Self(!self.0)
     }
 
     /// Both changes.
-    #[inline]
+    #[inline(always)]
     #[must_use]
     pub const fn plus(self, other: Self) -> Self {
         let sum = self.0 as u32 + other.0 as u32;
@@ -67,14 +67,14 @@ impl Delta {
     }
 
     /// The new value of a complete checksum field (RFC 1624 equation 3), read and to be written little-endian.
-    #[inline]
+    #[inline(always)]
     #[must_use]
     pub const fn apply(self, field: u16) -> u16 {
         !self.apply_to_sum(!field)
     }
 
     /// The new value of a field that holds a plain, not complemented sum: a partial checksum.
-    #[inline]
+    #[inline(always)]
     #[must_use]
     pub const fn apply_to_sum(self, field: u16) -> u16 {
         let sum = field as u32 + self.0 as u32;
