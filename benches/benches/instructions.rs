@@ -165,7 +165,7 @@ fn parent(arguments: &[String]) -> Result<(), String> {
         println!("{}_allocations {}", case.name, done.allocations);
     }
     if wanted("flow_bytes") {
-        let (capacity, live) = if test { (1 << 14, 16_000) } else { (1 << 20, 1_000_000) };
+        let (capacity, live) = if test { (1 << 14, 1 << 14) } else { (1_000_000, 1_000_000) };
         println!("flow_bytes {}", flow_bytes(capacity, live).map_err(|error| error.to_string())?);
     }
     Ok(())
