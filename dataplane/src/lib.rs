@@ -9,6 +9,7 @@ pub mod link;
 pub mod neighbours;
 pub mod polling;
 pub mod ports;
+pub mod replay;
 pub mod run_directory;
 pub mod startup;
 pub mod steered_port;

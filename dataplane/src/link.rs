@@ -289,6 +289,26 @@ pub struct Shared {
 }
 
 impl Shared {
+    /// What workers with these counters share; the clock starts here.
+    ///
+    /// # Errors
+    /// When the process has no descriptor left.
+    pub fn new(snapshot: Arc<Snapshot>, ports: Vec<PortInfo>, counters: Vec<Arc<WorkerCounters>>) -> io::Result<Self> {
+        let links: io::Result<Vec<_>> =
+            counters.into_iter().map(|counters| WorkerLink::new(ports.len(), counters)).collect();
+        let links = links?;
+        Ok(Self {
+            clock: Clock::start(),
+            tables: Publication::new(snapshot),
+            ports: Mutex::new(ports),
+            ports_version: AtomicU64::new(0),
+            handoff: HandoffRings::new(links.len()),
+            links,
+            control: Bell::default(),
+            stop: AtomicBool::new(false),
+        })
+    }
+
     /// Makes new ports known to the workers.
     ///
     /// # Panics

@@ -5,13 +5,11 @@ use std::io::{self, Read, Write};
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, AtomicU64};
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
 use postern_forwarding::WorkerCounters;
 use postern_frame_io::DeviceError;
 use postern_frame_io::pin::{PinError, allowed_cpus};
-use postern_measurement::Clock;
 use postern_steering::Ownership;
 use postern_tables::declaration::Polling;
 use postern_tables::{Checked, Snapshot, compile};
@@ -22,16 +20,14 @@ use tracing::{error, info, warn};
 
 use crate::configuration::{self, ConfigurationError};
 use crate::control_side::ControlSide;
-use crate::handoff::HandoffRings;
 use crate::inspection::collect;
 use crate::inspection::report::{NeighbourStatus, PortStatus, StatusReport};
 use crate::inspection::server::{self, Inspector, Query, ServerError};
-use crate::link::{Publication, Shared, WorkerDevices, WorkerLink};
+use crate::link::{Shared, WorkerDevices};
 use crate::polling::IdlePolicy;
 use crate::ports::{PortError, Ports};
 use crate::run_directory::{RunDirectory, RunDirectoryError};
 use crate::supervisor::{WorkerError, WorkerPlan, Workers};
-use crate::wake::Bell;
 
 /// Why the gateway does not run.
 #[derive(Debug, thiserror::Error)]
@@ -138,7 +134,10 @@ impl Gateway {
                 return Err(error);
             }
         };
-        let shared = Arc::new(share(&checked, snapshot.clone(), &ports)?);
+        let (endpoints, targets) = (checked.limits.endpoints as usize, checked.limits.targets as usize);
+        let counters = (0..count).map(|_| Arc::new(WorkerCounters::new(endpoints, targets))).collect();
+        let shared = Shared::new(snapshot.clone(), ports.infos(), counters);
+        let shared = Arc::new(shared.map_err(|source| StartupError::System { operation: "make an eventfd", source })?);
         let plan = WorkerPlan {
             flows: settings.flows,
             cpus: settings.cpus.clone(),
@@ -325,24 +324,6 @@ fn open_devices(ports: &mut Ports, run: &mut RunDirectory, workers: u16) -> Resu
         transmitters.push(ports.open_transmitter(port)?);
     }
     Ok((devices, transmitters))
-}
-
-fn share(checked: &Checked, snapshot: Arc<Snapshot>, ports: &Ports) -> Result<Shared, StartupError> {
-    let system = |source| StartupError::System { operation: "make an eventfd", source };
-    let count = usize::from(checked.workers.count);
-    let (endpoints, targets) = (checked.limits.endpoints as usize, checked.limits.targets as usize);
-    let links: io::Result<Vec<_>> =
-        (0..count).map(|_| WorkerLink::new(ports.len(), Arc::new(WorkerCounters::new(endpoints, targets)))).collect();
-    Ok(Shared {
-        clock: Clock::start(),
-        tables: Publication::new(snapshot),
-        ports: Mutex::new(ports.infos()),
-        ports_version: AtomicU64::new(0),
-        links: links.map_err(system)?,
-        handoff: HandoffRings::new(count),
-        control: Bell::default(),
-        stop: AtomicBool::new(false),
-    })
 }
 
 /// Six words from the system's random source.

@@ -2,8 +2,12 @@
 #![forbid(unsafe_code)]
 
 mod bench;
+mod counters;
 mod dataplane;
+mod flows;
+mod gateway_socket;
 mod lab;
+mod replay;
 
 use std::process::ExitCode;
 
@@ -25,10 +29,16 @@ struct Postern {
 enum Command {
     /// Measure Postern on this machine
     Bench(bench::Arguments),
+    /// Show everything that a running gateway counts
+    Counters(counters::Arguments),
     /// Run a gateway
     Dataplane(dataplane::Arguments),
+    /// List the live flows of a running gateway
+    Flows(flows::Arguments),
     /// Build a private link out of network namespaces on this machine, and try it
     Lab(lab::Arguments),
+    /// Push a capture through the forwarder, offline
+    Replay(replay::Arguments),
 }
 
 fn main() -> ExitCode {
@@ -36,7 +46,10 @@ fn main() -> ExitCode {
     // allows to single-threaded processes only.
     match Postern::parse().command {
         Command::Bench(arguments) => bench::run(arguments),
+        Command::Counters(arguments) => counters::run(&arguments),
         Command::Dataplane(arguments) => dataplane::run(arguments),
+        Command::Flows(arguments) => flows::run(&arguments),
         Command::Lab(arguments) => lab::run(arguments),
+        Command::Replay(arguments) => replay::run(arguments),
     }
 }
