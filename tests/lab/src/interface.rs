@@ -37,6 +37,17 @@ pub enum InterfaceError {
         /// Why not.
         source: io::Error,
     },
+    /// The kernel was built without 802.1Q interfaces.
+    #[error(
+        "cannot make {interface} in the network namespace {namespace}: this kernel has no 802.1Q interfaces \
+         (CONFIG_VLAN_8021Q; modprobe 8021q where it is a module)"
+    )]
+    NoVlans {
+        /// Its name.
+        interface: String,
+        /// In which namespace.
+        namespace: String,
+    },
     /// The netlink socket could not be opened.
     #[error("cannot open a netlink socket in the network namespace {namespace}: {source}")]
     Netlink {
@@ -132,13 +143,21 @@ impl Interface {
         Ok(namespace.interface(name))
     }
 
-    /// Makes an 802.1Q interface on this one, named `NAME.ID`; it is up. A kernel that was built without
-    /// `CONFIG_VLAN_8021Q` answers [`io::ErrorKind::Unsupported`].
+    /// Makes an 802.1Q interface on this one, named `NAME.ID`; it is up.
     pub fn add_vlan(&self, id: u16) -> Result<Self, InterfaceError> {
         let name = format!("{}.{id}", self.name);
         let vlan = LinkVlan::new(&name, self.index()?, id).up().build();
-        netlink(&self.namespace, "make the VLAN", &name, async |handle| handle.link().add(vlan).execute().await)?;
-        Ok(self.namespace.interface(&name))
+        let made =
+            netlink(&self.namespace, "make the VLAN", &name, async |handle| handle.link().add(vlan).execute().await);
+        match made {
+            Ok(()) => Ok(self.namespace.interface(&name)),
+            Err(InterfaceError::Change { source, interface, namespace, .. })
+                if source.kind() == io::ErrorKind::Unsupported =>
+            {
+                Err(InterfaceError::NoVlans { interface, namespace })
+            }
+            Err(error) => Err(error),
+        }
     }
 
     /// Its name.

@@ -2,12 +2,13 @@
 
 use std::process::ExitCode;
 use std::thread;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use clap::Args;
 use nix::sys::signal::{SigSet, Signal};
+use postern_dataplane::inspection::CountersReport;
 use postern_lab::enclosure::{self, Privilege};
-use postern_lab::{Launcher, NamespaceError, Node, Offloads, ProcessError, Topology, TopologyError, Way};
+use postern_lab::{Gateway, Launcher, NamespaceError, Node, Offloads, ProcessError, Topology, TopologyError, Way};
 use serde::Serialize;
 
 use super::requests::{self, Bulk, Series};
@@ -46,8 +47,8 @@ pub(super) struct Report {
     pub(super) checksum_errors: i64,
     /// TCP segments that clients and targets sent again.
     pub(super) retransmits: i64,
-    /// The gateway's counters.
-    pub(super) counters: serde_json::Value,
+    /// The gateway's counters, when all was quiet again.
+    pub(super) counters: Option<CountersReport>,
     /// From the first namespace to the end, in seconds.
     pub(super) seconds: f64,
 }
@@ -114,7 +115,7 @@ fn demonstrate(arguments: &Arguments) -> Result<Report, DemoError> {
         bulk: Vec::new(),
         checksum_errors: 0,
         retransmits: 0,
-        counters: serde_json::Value::Null,
+        counters: None,
         seconds: 0.0,
     };
     judge_series(&mut report, arguments.requests);
@@ -130,10 +131,7 @@ fn demonstrate(arguments: &Arguments) -> Result<Report, DemoError> {
     if report.checksum_errors > 0 {
         report.problems.push(format!("{} frames arrived with a wrong checksum", report.checksum_errors));
     }
-    match lab.gateway().counters() {
-        Ok(counters) => report.counters = counters,
-        Err(error) => report.problems.push(error.to_string()),
-    }
+    judge_counters(&mut report, lab.gateway());
     match lab.gateway_mut().stop() {
         Ok(status) if status.success() => {}
         Ok(status) => {
@@ -196,6 +194,35 @@ fn move_bytes(clients: &[Node; 2], bytes: u64, report: &mut Report) -> Result<()
         }
     }
     Ok(())
+}
+
+/// Every frame is accounted for, and none of the endpoints' was dropped.
+fn judge_counters(report: &mut Report, gateway: &Gateway) {
+    /// Bursts end, and held frames leave, within moments.
+    const QUIET: Duration = Duration::from_secs(2);
+    let deadline = Instant::now() + QUIET;
+    loop {
+        let counters = gateway.counters().map_err(|error| error.to_string());
+        let counters: CountersReport =
+            match counters.and_then(|json| serde_json::from_value(json).map_err(|error| error.to_string())) {
+                Ok(counters) => counters,
+                Err(problem) => return report.problems.push(problem),
+            };
+        let imbalance = counters.total.imbalance;
+        if imbalance != 0 && Instant::now() < deadline {
+            thread::sleep(Duration::from_millis(10));
+            continue;
+        }
+        if imbalance != 0 {
+            report.problems.push(format!("the gateway's counters differ by {imbalance} frames from what it received"));
+        }
+        for endpoint in counters.endpoints.iter().filter(|endpoint| endpoint.traffic.drops > 0) {
+            let (id, drops) = (&endpoint.id, endpoint.traffic.drops);
+            report.problems.push(format!("the gateway dropped {drops} frames of {id}"));
+        }
+        report.counters = Some(counters);
+        return;
+    }
 }
 
 /// Interrupted, the process ends at once, and with it everything: the kernel kills the gateway with the thread that started

@@ -6,8 +6,11 @@ use std::fmt::Write;
 use comfy_table::presets::UTF8_FULL_CONDENSED;
 use comfy_table::{CellAlignment, Table};
 
-use super::demo::Report;
+use postern_dataplane::inspection::CountersReport;
+use postern_dataplane::inspection::report::WorkerReport;
 use postern_lab::Way;
+
+use super::demo::Report;
 
 /// The demonstration's tables and verdict.
 pub(super) fn demo(report: &Report) -> String {
@@ -15,7 +18,8 @@ pub(super) fn demo(report: &Report) -> String {
     let offloads = if report.offloads { "on" } else { "off" };
     let whose = if report.user_namespace { ", in a user namespace" } else { "" };
     let Report { workers, mtu, .. } = report;
-    line(&mut text, &format!("\nGateway: {workers} workers, offloads {offloads}, MTU {mtu}{whose}\n"));
+    let workers = if *workers == 1 { "1 worker".to_owned() } else { format!("{workers} workers") };
+    line(&mut text, &format!("\nGateway: {workers}, offloads {offloads}, MTU {mtu}{whose}\n"));
     line(&mut text, "Who answered whom");
     line(&mut text, &requests(report).to_string());
     if !report.bulk.is_empty() {
@@ -25,9 +29,9 @@ pub(super) fn demo(report: &Report) -> String {
     let Report { checksum_errors, retransmits, .. } = report;
     line(&mut text, "\nAt the hosts");
     line(&mut text, &format!("wrong checksums: {checksum_errors}, TCP segments sent again: {retransmits}"));
-    if !report.counters.is_null() {
+    if let Some(counters) = &report.counters {
         line(&mut text, "\nAt the gateway");
-        line(&mut text, &counters(&report.counters).to_string());
+        line(&mut text, &gateway(counters).to_string());
     }
     line(&mut text, "");
     for problem in &report.problems {
@@ -96,30 +100,26 @@ fn bulk(report: &Report) -> Table {
     table
 }
 
-/// Every number of the gateway's that is not zero, by its path.
-fn counters(counters: &serde_json::Value) -> Table {
-    let mut table = table(&["counter", "value"], &[1]);
-    let mut rows = Vec::new();
-    flatten("", counters, &mut rows);
-    for (name, value) in rows {
-        table.add_row([name, value.to_string()]);
+/// What became of the frames, and every drop by its reason.
+fn gateway(counters: &CountersReport) -> Table {
+    let mut table = table(&["frames", "count"], &[1]);
+    let WorkerReport { frames, drops, .. } = &counters.total;
+    let mut row = |name: &str, count: u64| {
+        table.add_row([name.to_owned(), count.to_string()]);
+    };
+    row("received", frames.received);
+    row("forwarded", frames.forwarded);
+    row("answered", frames.answered);
+    row("punted (ARP)", frames.punted);
+    row("dropped", drops.values().sum());
+    for (reason, count) in drops.iter().filter(|(_, count)| **count > 0) {
+        row(&format!("  {reason}"), *count);
     }
+    row("held for a neighbour", frames.held);
+    row("of its own making", frames.made);
+    row("handed between workers", frames.handed_out);
+    row("dropped by the kernel before", counters.ports.iter().map(|port| port.received.kernel_drops).sum());
     table
-}
-
-fn flatten(path: &str, value: &serde_json::Value, rows: &mut Vec<(String, u64)>) {
-    let under = |name: &str| if path.is_empty() { name.to_owned() } else { format!("{path}.{name}") };
-    match value {
-        serde_json::Value::Object(members) => {
-            members.iter().for_each(|(name, value)| flatten(&under(name), value, rows))
-        }
-        serde_json::Value::Number(number) => match number.as_u64() {
-            None | Some(0) => {}
-            Some(number) => rows.push((path.to_owned(), number)),
-        },
-        // Lists (by worker, by flow) are for programs: --json has them.
-        _ => {}
-    }
 }
 
 fn table(heads: &[&str], numbers: &[usize]) -> Table {
