@@ -7,6 +7,7 @@ use postern_translation::icmp::{self, QuoteError};
 use postern_translation::segmentation::Segments;
 use postern_translation::{RewritePlan, mss};
 use postern_wire::icmp::{DESTINATION_UNREACHABLE, ECHO_REQUEST, FRAGMENTATION_NEEDED, TIME_EXCEEDED, is_error};
+use postern_wire::frame::NO_VLAN;
 use postern_wire::parse::{ETHERTYPE_IPV4, ETHERTYPE_VLAN};
 use postern_wire::{Direction, Frame, Offload, Parsed, PortIndex};
 
@@ -112,6 +113,7 @@ impl Forwarder<'_> {
             return None;
         }
         frame.bytes_mut()[..length].copy_from_slice(&header[..length]);
+        frame.vlan = NO_VLAN;
         Some(port)
     }
 

@@ -9,6 +9,7 @@ use std::net::Ipv4Addr;
 
 use postern_tables::Snapshot;
 use postern_tables::snapshot::Attachment;
+use postern_wire::frame::NO_VLAN;
 use postern_wire::parse::{ETHERTYPE_IPV4, ETHERTYPE_VLAN, PLAIN};
 use postern_wire::{AttachmentIndex, Frame, MacAddress, PortIndex};
 
@@ -226,6 +227,8 @@ impl NextHop {
     /// Replaces the first `l3` bytes of a frame by this hop's header; false if there is no room for it.
     #[inline]
     pub(crate) fn write(&self, frame: &mut Frame<'_>, l3: usize) -> bool {
+        // A tag that came beside the frame belongs to the attachment it came from; this one's is in the header.
+        frame.vlan = NO_VLAN;
         if l3 == 14 && self.header_length == 14 {
             let Some(front) = frame.bytes_mut().first_chunk_mut::<14>() else { return false };
             front.copy_from_slice(&self.header[..14]);

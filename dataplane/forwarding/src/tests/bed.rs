@@ -149,6 +149,8 @@ pub(super) struct Bed {
     pub(super) verdict: Verdict,
     /// Whether frames that come out are looked at; not for damaged ones, whose damage goes through.
     pub(super) checks: bool,
+    /// The tag that travels beside received frames.
+    pub(super) vlan: u16,
     next_worker: usize,
 }
 
@@ -200,6 +202,7 @@ impl Bed {
             sent: Vec::new(),
             verdict: Verdict::Punt,
             checks: true,
+            vlan: NO_VLAN,
             next_worker: 0,
         }
     }
@@ -234,7 +237,7 @@ impl Bed {
         let mut frame = Frame::new(&mut buffer, 128, bytes.len()).unwrap();
         frame.ingress = port;
         frame.offload = offload;
-        frame.vlan = NO_VLAN;
+        frame.vlan = self.vlan;
         let forwarder = &mut self.workers[worker];
         let verdict = match note {
             Some(note) => forwarder.process_handed(&mut frame, note, &mut self.outbox, self.now),
@@ -245,6 +248,9 @@ impl Bed {
             }
         };
         self.verdict = verdict;
+        if matches!(verdict, Verdict::Forward(_) | Verdict::Reply(_)) {
+            assert_eq!(frame.vlan, NO_VLAN, "the device would tag the frame once more");
+        }
         let counters = Arc::clone(forwarder.counters());
         let (out, out_offload) = (frame.bytes().to_vec(), frame.offload);
         match verdict {

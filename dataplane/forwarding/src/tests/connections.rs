@@ -357,6 +357,11 @@ fn a_vlan_attachment_takes_and_gives_tagged_frames() {
     let answer = bed.receive(PROVIDER, &udp(PROVIDER, TARGET, query_b.source(), b"y"));
     assert_eq!(answer[0].port, PortIndex(0));
     assert_eq!(answer[0].bytes[12..16], [0x81, 0, 0, 100]);
+    // The device may have taken the tag out of the frame.
+    bed.vlan = 100 | 5 << 13;
+    let query_c = bed.one(CONSUMER_A, &udp(CONSUMER_A, socket(CLIENT, 2), DNS, b"x"));
+    assert_eq!(query_c.bytes[12..14], [8, 0]);
+    bed.vlan = postern_wire::frame::NO_VLAN;
     let mut stray = tagged;
     stray[15] = 101;
     bed.none(CONSUMER_A, &stray, DropReason::NoAttachment);
