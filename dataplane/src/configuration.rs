@@ -48,3 +48,34 @@ pub fn reload(
     let snapshot = Arc::new(compile(&checked, Some(tables)));
     Ok((checked, snapshot))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::test_bed::CONFIGURATION;
+
+    #[test]
+    fn a_reload_with_mistakes_is_refused_whole_and_one_without_is_the_next_generation() {
+        let file = std::env::temp_dir().join(format!("postern-reload-{}.toml", std::process::id()));
+        fs::write(&file, CONFIGURATION).unwrap();
+        let running = load(&file).unwrap();
+        let tables = compile(&running, None);
+
+        let two_mistakes =
+            CONFIGURATION.replace("port = 8080", "port = 80800").replace("\"10.0.0.200\"", "\"10.0.0.300\"");
+        fs::write(&file, two_mistakes).unwrap();
+        let error = reload(&file, &running, &tables).unwrap_err().to_string();
+        assert_eq!(error.lines().count(), 2, "{error}");
+        assert!(error.lines().all(|line| line.starts_with(&format!("{}: ", file.display()))), "{error}");
+        assert!(error.contains("80800") && error.contains("10.0.0.300"), "{error}");
+
+        fs::write(&file, format!("{CONFIGURATION}\n[workers]\ncount = 2\n")).unwrap();
+        let error = reload(&file, &running, &tables).unwrap_err().to_string();
+        assert!(error.contains("workers.count") && error.contains("restart"), "{error}");
+
+        fs::write(&file, CONFIGURATION.replace("port = 8080", "port = 8081")).unwrap();
+        let (_, next) = reload(&file, &running, &tables).unwrap();
+        assert!(next.generation > tables.generation);
+        fs::remove_file(file).unwrap();
+    }
+}

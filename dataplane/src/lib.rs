@@ -14,5 +14,7 @@ pub mod run_directory;
 pub mod startup;
 pub mod steered_port;
 pub mod supervisor;
+#[cfg(test)]
+mod test_bed;
 pub mod wake;
 pub mod worker;
