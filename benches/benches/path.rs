@@ -66,7 +66,7 @@ fn lookup(criterion: &mut Criterion) {
             bencher.iter(|| {
                 let keys: [FlowKey; FRAMES] = std::array::from_fn(|_| {
                     at = (u64::from(at) + 2_654_435_761) as u32;
-                    forward((u64::from(at) * u64::from(live) >> 32) as u32)
+                    forward(((u64::from(at) * u64::from(live)) >> 32) as u32)
                 });
                 let hashes = keys.map(|key| table.hash(key));
                 black_box(hashes.map(|hash| table.touch_bucket(table.place(hash))));

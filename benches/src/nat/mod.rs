@@ -18,7 +18,7 @@ pub mod topology;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use serde::Serialize;
@@ -291,6 +291,7 @@ impl Drop for StopOnDrop<'_> {
 pub fn run(options: &Options, mut progress: impl FnMut(&str)) -> Result<Report, NatError> {
     let lines = chosen(options.only.as_deref())?;
     let mut notes = placement();
+    notes.extend(strangers()?);
     let postern = PosternGateway::build(&options.binary)?;
     let mut contenders = vec![Contender::Postern];
     let reference = if nftables::available() {
@@ -376,6 +377,17 @@ fn chosen(only: Option<&str>) -> Result<Vec<Line>, NatError> {
         return Err(NatError::UnknownLine(only.unwrap_or_default().to_owned(), names.join(", ")));
     }
     Ok(lines)
+}
+
+/// Looks for half a second whether other programs keep the machine busy: the worker is a thread like any other, while the
+/// kernel's own forwarding runs before all threads, so that a busy machine slows Postern only.
+fn strangers() -> Result<Option<String>, NatError> {
+    let (busy, start) = (processor::busy_seconds()?, Instant::now());
+    std::thread::sleep(Duration::from_millis(500));
+    let share = (processor::busy_seconds()? - busy) / start.elapsed().as_secs_f64();
+    Ok((share > 0.1).then(|| {
+        format!("not a quiet machine: before the start other programs used {share:.1} of {} CPUs; do not trust these numbers", cores())
+    }))
 }
 
 fn placement() -> Vec<String> {
