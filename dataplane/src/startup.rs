@@ -212,7 +212,7 @@ impl Gateway {
         }
     }
 
-    fn apply(&mut self, result: Result<(Checked, Arc<Snapshot>), ConfigurationError>, reload: &mut Reload) {
+    fn apply(&mut self, result: Reloaded, reload: &mut Reload) {
         match result {
             Ok((checked, snapshot)) => {
                 for warning in &checked.warnings {
@@ -278,11 +278,14 @@ impl Gateway {
     }
 }
 
+/// What a reload brings: the declaration and its tables.
+type Reloaded = Result<(Checked, Arc<Snapshot>), ConfigurationError>;
+
 /// A reload that was asked for or is on its way. It reads, checks and compiles beside the control-side thread.
 #[derive(Debug, Default)]
 struct Reload {
     asked: bool,
-    task: Option<JoinHandle<Result<(Checked, Arc<Snapshot>), ConfigurationError>>>,
+    task: Option<JoinHandle<Reloaded>>,
     refused: Option<String>,
 }
 
@@ -301,7 +304,7 @@ impl Reload {
     }
 
     /// Waits for the reload that is on its way, for ever if there is none. May be dropped and called again.
-    async fn finished(&mut self) -> Result<(Checked, Arc<Snapshot>), ConfigurationError> {
+    async fn finished(&mut self) -> Reloaded {
         let Some(task) = &mut self.task else {
             return std::future::pending().await;
         };
@@ -311,6 +314,7 @@ impl Reload {
     }
 }
 
+/// Each worker's devices, and the control side's transmitters by port.
 type Opened = (Vec<WorkerDevices>, Vec<postern_frame_io::af_packet::PacketTransmitter>);
 
 fn open_devices(ports: &mut Ports, run: &mut RunDirectory, workers: u16) -> Result<Opened, StartupError> {

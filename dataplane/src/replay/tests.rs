@@ -7,7 +7,7 @@ fn file(name: &str) -> PathBuf {
     std::env::temp_dir().join(format!("postern-replay-{name}-{}.pcap", std::process::id()))
 }
 
-fn frames(path: &PathBuf) -> Vec<CapturedFrame> {
+fn frames(path: &std::path::Path) -> Vec<CapturedFrame> {
     let mut reader = CaptureReader::open(path).unwrap();
     std::iter::from_fn(|| reader.next_frame().unwrap()).collect()
 }

@@ -100,12 +100,11 @@ impl<'w> Dispatch<'w> {
                 Verdict::Hold | Verdict::Drop(_) => {}
             }
         }
-        for port in 0..self.selections.len() {
-            if self.selections[port].length > 0 {
-                let selection = &self.selections[port];
-                transmit[port].transmit(frames, selection.positions(), &mut self.report);
-                self.count_verdicts(port, verdicts);
-                self.selections[port].length = 0;
+        for (selection, transmit) in self.selections.iter_mut().zip(transmit) {
+            if selection.length > 0 {
+                transmit.transmit(frames, selection.positions(), &mut self.report);
+                count_verdicts(self.link, selection.positions(), verdicts, &self.report);
+                selection.length = 0;
             }
         }
     }
@@ -143,31 +142,6 @@ impl<'w> Dispatch<'w> {
         }
     }
 
-    /// Counts what the kernel said to the frames of one port.
-    fn count_verdicts(&self, port: usize, verdicts: &[Verdict]) {
-        let counters = &self.link.counters;
-        let (mut forwarded, mut answered) = (0, 0);
-        let positions = self.selections[port].positions();
-        if self.report.refused() == 0 {
-            let answers = |position: &&u8| matches!(verdicts[usize::from(**position)], Verdict::Reply(_));
-            answered = positions.iter().filter(answers).count() as u64;
-            forwarded = positions.len() as u64 - answered;
-        } else {
-            for (at, position) in positions.iter().enumerate() {
-                match (self.report.result(at), verdicts[usize::from(*position)]) {
-                    (Ok(()), Verdict::Reply(_)) => answered += 1,
-                    (Ok(()), _) => forwarded += 1,
-                    (Err(error), _) => {
-                        self.refused(error);
-                        counters.count_drop(refusal(error), 1);
-                    }
-                }
-            }
-        }
-        counters.forwarded.add(forwarded);
-        counters.answered.add(answered);
-    }
-
     #[cold]
     fn empty_outbox(&mut self, transmit: &mut [Box<dyn Transmit>]) {
         let mut sent = self.outbox.frames().peekable();
@@ -182,12 +156,12 @@ impl<'w> Dispatch<'w> {
                 debug_assert!(pushed.is_ok());
             }
             let frames = burst.frames_mut();
-            for port in 0..self.selections.len() {
+            for (port, transmit) in transmit.iter_mut().enumerate() {
                 let mut selection = Selection::EMPTY;
                 let leaving = |position: &usize| usize::from(origins[*position].0.0) == port;
                 (0..frames.len()).filter(leaving).for_each(|position| selection.push(position));
                 if selection.length > 0 {
-                    transmit[port].transmit(frames, selection.positions(), &mut self.report);
+                    transmit.transmit(frames, selection.positions(), &mut self.report);
                     for (at, position) in selection.positions().iter().enumerate() {
                         count_origin(self.link, origins[usize::from(*position)].1, self.report.result(at));
                     }
@@ -221,11 +195,27 @@ impl<'w> Dispatch<'w> {
             self.backlog.pop_front();
         }
     }
+}
 
-    #[cold]
-    fn refused(&self, error: Errno) {
-        count_errno(self.link, error);
+/// Counts what the kernel said to the frames of one port.
+#[inline]
+fn count_verdicts(link: &WorkerLink, positions: &[u8], verdicts: &[Verdict], report: &TransmitReport) {
+    let is_answer = |position: u8| matches!(verdicts[usize::from(position)], Verdict::Reply(_));
+    let mut answered = positions.iter().filter(|position| is_answer(**position)).count() as u64;
+    let mut forwarded = positions.len() as u64 - answered;
+    if report.refused() > 0 {
+        for (at, error) in report.refusals() {
+            if is_answer(positions[at]) {
+                answered -= 1;
+            } else {
+                forwarded -= 1;
+            }
+            count_errno(link, error);
+            link.counters.count_drop(refusal(error), 1);
+        }
     }
+    link.counters.forwarded.add(forwarded);
+    link.counters.answered.add(answered);
 }
 
 fn count_origin(link: &WorkerLink, origin: Origin, result: Result<(), Errno>) {
