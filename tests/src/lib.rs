@@ -1,1 +1,5 @@
 //! Whole-machine tests in network namespaces.
+#![forbid(unsafe_code)]
+
+#[cfg(test)]
+mod rooms;
