@@ -1,0 +1,9 @@
+//! The product as a whole: the real binary, real namespaces, veth pairs and TCP stacks. Each test makes a network of its
+//! own, is bounded in time, and at its end compares every counter of the gateway.
+//!
+//! They need root (namespaces, packet sockets, BPF) and say so where they are skipped.
+
+mod bed;
+mod binary;
+mod counters;
+mod matrix;
