@@ -2,6 +2,7 @@
 
 use postern_measurement::Counter;
 
+use crate::drop_pairs::DropPairs;
 use crate::verdict::DropReason;
 
 /// Counters of one worker. In frames unless said otherwise.
@@ -30,6 +31,8 @@ pub struct WorkerCounters {
     pub made_refused: Counter,
     /// Drops by reason.
     pub drops: [Counter; DropReason::COUNT],
+    /// Drops by endpoint and reason, as far as there is room to tell them apart.
+    pub drop_pairs: DropPairs,
     /// Live flows (gauge).
     pub flows: Counter,
     /// Half-open TCP flows (gauge).
@@ -116,6 +119,7 @@ impl WorkerCounters {
             made: Counter::default(),
             made_refused: Counter::default(),
             drops: std::array::from_fn(|_| Counter::default()),
+            drop_pairs: DropPairs::default(),
             flows: Counter::default(),
             half_open: Counter::default(),
             flows_new: Counter::default(),
@@ -133,6 +137,15 @@ impl WorkerCounters {
     #[inline]
     pub fn count_drop(&self, reason: DropReason, frames: u64) {
         self.drops[reason as usize].add(frames);
+    }
+
+    /// Counts a drop of one frame under its endpoint.
+    pub fn count_endpoint_drop(&self, endpoint: u32, reason: DropReason) {
+        if let Some(counters) = self.endpoints.get(endpoint as usize) {
+            counters.drops.add(1);
+            self.drop_pairs.add(endpoint, reason);
+        }
+        self.count_drop(reason, 1);
     }
 
     /// Sum of all drops.

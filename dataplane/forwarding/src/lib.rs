@@ -4,6 +4,7 @@
 
 mod answers;
 pub mod counters;
+pub mod drop_pairs;
 mod established;
 mod first_packet;
 pub mod forwarder;

@@ -170,8 +170,5 @@ impl Forwarder<'_> {
 
 fn count_unreachable(counters: &crate::counters::WorkerCounters, endpoint: u32) {
     counters.held.subtract(1);
-    counters.count_drop(DropReason::NeighbourUnreachable, 1);
-    if let Some(counters) = counters.endpoints.get(endpoint as usize) {
-        counters.drops.add(1);
-    }
+    counters.count_endpoint_drop(endpoint, DropReason::NeighbourUnreachable);
 }

@@ -98,7 +98,11 @@ fn errno_name(errno: usize) -> String {
 
 fn endpoints(snapshot: &Snapshot, shared: &Shared) -> Vec<EndpointReport> {
     let present = snapshot.endpoints.iter().enumerate().filter_map(|(at, endpoint)| Some((at, endpoint.as_ref()?)));
-    let report = |(at, endpoint): (usize, &postern_tables::snapshot::Endpoint)| {
+    let mut drops: BTreeMap<u32, BTreeMap<String, u64>> = BTreeMap::new();
+    for (endpoint, reason, count) in shared.links.iter().flat_map(|link| link.counters.drop_pairs.iter()) {
+        *drops.entry(endpoint).or_default().entry(reason.label().to_owned()).or_default() += count;
+    }
+    let mut report = |(at, endpoint): (usize, &postern_tables::snapshot::Endpoint)| {
         let mut traffic = EndpointTraffic::default();
         for counters in shared.links.iter().filter_map(|link| link.counters.endpoints.get(at)) {
             traffic.add(&EndpointTraffic::read(counters));
@@ -108,9 +112,10 @@ fn endpoints(snapshot: &Snapshot, shared: &Shared) -> Vec<EndpointReport> {
             vpc: vpc_id(snapshot, endpoint.vpc),
             address: endpoint.address,
             traffic,
+            drops: drops.remove(&(at as u32)).unwrap_or_default(),
         }
     };
-    present.map(report).collect()
+    present.map(&mut report).collect()
 }
 
 fn targets(snapshot: &Snapshot, shared: &Shared) -> Vec<TargetReport> {

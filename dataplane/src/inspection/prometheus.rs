@@ -63,6 +63,13 @@ pub fn page(report: &CountersReport) -> String {
         (labels.join(","), endpoint.traffic.values())
     });
     family(&mut page, EndpointTraffic::METRICS, endpoints);
+    header(&mut page, &ENDPOINT_DROPS);
+    for endpoint in &report.endpoints {
+        let labels = [label("endpoint", &endpoint.id), label("address", endpoint.address), label("vpc", &endpoint.vpc)];
+        for (reason, count) in &endpoint.drops {
+            sample(&mut page, ENDPOINT_DROPS.name, &[&labels.join(","), &label("reason", reason)], *count);
+        }
+    }
     let targets = report.targets.iter().map(|target| {
         let labels = [label("target", target.target), label("group", &target.group), label("vpc", &target.vpc)];
         (labels.join(","), target.traffic.values())
@@ -74,6 +81,14 @@ pub fn page(report: &CountersReport) -> String {
     family(&mut page, NeighbourReport::METRICS, std::iter::once((gateway, report.neighbours.values())));
     page
 }
+
+/// Drops of an endpoint that were told apart by reason.
+const ENDPOINT_DROPS: Metric = Metric {
+    kind: Kind::Counter,
+    name: "postern_endpoint_drops_total",
+    labels: "",
+    help: "Frames of the endpoint that were dropped, by reason, as far as there was room to tell the pairs apart.",
+};
 
 /// Samples of metrics that share their labels; metrics of one name stand together.
 fn family(page: &mut String, metrics: &[Metric], rows: impl Iterator<Item = (String, Vec<u64>)>) {

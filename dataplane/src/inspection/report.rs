@@ -239,6 +239,8 @@ pub struct EndpointReport {
     pub address: Ipv4Addr,
     /// What was counted, all workers together.
     pub traffic: EndpointTraffic,
+    /// Its drops by reason, as far as the workers had room to tell them apart.
+    pub drops: BTreeMap<String, u64>,
 }
 
 /// One target.
