@@ -178,6 +178,7 @@ impl ControlSide {
     }
 
     fn look_at_ports(&mut self, now: Now) {
+        let before = self.ports.infos();
         let mut changed = false;
         for port in 0..self.ports.len() {
             match self.ports.look_again(port) {
@@ -188,8 +189,8 @@ impl ControlSide {
         }
         if changed {
             let infos = self.ports.infos();
-            for (port, info) in infos.iter().enumerate() {
-                info!(interface = self.ports.name(port), up = info.up, mtu = info.mtu, mac = %info.mac, "port");
+            for (port, (info, _)) in infos.iter().zip(&before).enumerate().filter(|(_, (new, old))| new != old) {
+                info!(interface = self.ports.name(port), up = info.up, mtu = info.mtu, mac = %info.mac, "port changed");
             }
             self.shared.publish_ports(&infos);
             self.neighbours.set_ports(&infos, now);
