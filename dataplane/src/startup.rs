@@ -141,7 +141,7 @@ impl Gateway {
         let plan = WorkerPlan {
             flows: settings.flows,
             cpus: settings.cpus.clone(),
-            policy: IdlePolicy::new(settings.polling, cores <= usize::from(count)),
+            policy: IdlePolicy::new(settings.polling),
             ownership,
             secret: [a, b, c, d],
         };

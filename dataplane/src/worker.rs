@@ -90,7 +90,10 @@ impl<'w, 'm> Worker<'w, 'm> {
             let now = Instant::now();
             match policy.idle(now - *idle_since.get_or_insert(now)) {
                 Idle::Spin => std::hint::spin_loop(),
-                Idle::Yield => std::thread::yield_now(),
+                Idle::Yield => {
+                    std::thread::yield_now();
+                    policy.yielded(now.elapsed());
+                }
                 Idle::Sleep => {
                     self.link.wake.about_to_sleep();
                     if !self.has_work() {

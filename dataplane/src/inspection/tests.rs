@@ -21,7 +21,7 @@ async fn inspected(name: &str) -> (Workers, Arc<Shared>, Vec<[Wire; 2]>, std::pa
     let plan = WorkerPlan {
         flows: 1024,
         cpus: Vec::new(),
-        policy: IdlePolicy::new(Polling::Sleep, true),
+        policy: IdlePolicy::new(Polling::Sleep),
         ownership: ownership(2),
         secret: [1, 2, 3, 4],
     };

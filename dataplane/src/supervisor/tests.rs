@@ -40,7 +40,7 @@ fn plan() -> WorkerPlan {
     WorkerPlan {
         flows: 1024,
         cpus: Vec::new(),
-        policy: IdlePolicy::new(Polling::Sleep, true),
+        policy: IdlePolicy::new(Polling::Sleep),
         ownership: ownership(1),
         secret: [1, 2, 3, 4],
     }
