@@ -54,8 +54,13 @@ fn counters(arguments: &Arguments) -> Result<(), Box<dyn std::error::Error>> {
 /// Tables of what is not zero.
 pub(crate) fn print(report: &CountersReport) {
     println!(
-        "Gateway {}, generation {}, up for {} s, imbalance {}",
-        report.gateway, report.generation, report.uptime_seconds, report.total.imbalance
+        "Gateway {}, generation {}, up for {} s, imbalance {}, handoff share {}.{} %",
+        report.gateway,
+        report.generation,
+        report.uptime_seconds,
+        report.total.imbalance,
+        report.total.handoff_permille() / 10,
+        report.total.handoff_permille() % 10
     );
     workers(report);
     let endpoints = report.endpoints.iter().map(|endpoint| {

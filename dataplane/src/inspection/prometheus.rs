@@ -63,6 +63,10 @@ pub fn page(report: &CountersReport) -> String {
         (labels.join(","), endpoint.traffic.values())
     });
     family(&mut page, EndpointTraffic::METRICS, endpoints);
+    header(&mut page, &HANDOFF_SHARE);
+    for (worker, report) in report.workers.iter().enumerate() {
+        sample(&mut page, HANDOFF_SHARE.name, &[&label("worker", worker)], report.handoff_permille());
+    }
     header(&mut page, &ENDPOINT_DROPS);
     for endpoint in &report.endpoints {
         let labels = [label("endpoint", &endpoint.id), label("address", endpoint.address), label("vpc", &endpoint.vpc)];
@@ -81,6 +85,14 @@ pub fn page(report: &CountersReport) -> String {
     family(&mut page, NeighbourReport::METRICS, std::iter::once((gateway, report.neighbours.values())));
     page
 }
+
+/// How much of what a worker received was another worker's.
+const HANDOFF_SHARE: Metric = Metric {
+    kind: Kind::Gauge,
+    name: "postern_handoff_permille",
+    labels: "",
+    help: "Thousandths of the received frames that were handed to another worker.",
+};
 
 /// Drops of an endpoint that were told apart by reason.
 const ENDPOINT_DROPS: Metric = Metric {

@@ -213,6 +213,14 @@ pub struct CountersReport {
     pub neighbours: NeighbourReport,
 }
 
+impl WorkerReport {
+    /// The share of the frames that came in by a device and went over a handoff ring, in thousandths, 0…1000.
+    #[must_use]
+    pub fn handoff_permille(&self) -> u64 {
+        (self.frames.handed_out.min(self.frames.received) * 1000).checked_div(self.frames.received).unwrap_or(0)
+    }
+}
+
 /// What one worker counted.
 #[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 pub struct WorkerReport {
