@@ -40,7 +40,7 @@ fn parsing(criterion: &mut Criterion) {
     }
 }
 
-/// Bursts of 32 random keys among so many flows, found as a worker finds them: all buckets touched, all records touched,
+/// Bursts of 32 random keys among so many flows, found as a worker finds them: all buckets fetched, all records fetched,
 /// then all looked up.
 fn lookup(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("flow_lookup");
@@ -69,7 +69,9 @@ fn lookup(criterion: &mut Criterion) {
                     forward(((u64::from(at) * u64::from(live)) >> 32) as u32)
                 });
                 let hashes = keys.map(|key| table.hash(key));
-                black_box(hashes.map(|hash| table.touch_bucket(table.place(hash))));
+                hashes.iter().for_each(|hash| table.prefetch_bucket(table.place(*hash)));
+                let found = hashes.map(|hash| table.candidate(table.place(hash), hash));
+                found.iter().for_each(|found| table.prefetch_record(*found));
                 for (key, hash) in keys.into_iter().zip(hashes) {
                     assert!(!table.find(key, hash).is_nothing());
                 }

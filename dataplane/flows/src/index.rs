@@ -12,13 +12,17 @@ pub const WAYS: usize = 12;
 /// Top bit of an entry: the record is found by its reverse key.
 pub const REVERSE: u32 = 1 << 31;
 
-/// One cache line. Layout: tags (12), entries sent to their second bucket (2), zero (2), entries (48).
+/// One cache line. Layout: tags (12), entries sent to their second bucket (2), ways in use (2), entries (48).
+///
+/// A free way keeps its tag and entry, so that a tag may have every value: whoever finds such an entry compares the key of
+/// its record, and a record that is not in use has none.
 #[derive(Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout, Debug)]
 #[repr(C)]
 pub struct Bucket {
     tags: [u8; WAYS],
     spilled: u16,
-    reserved: u16,
+    /// Bit n is set where way n is in use.
+    used: u16,
     entries: [u32; WAYS],
 }
 
@@ -27,11 +31,13 @@ const _: () = assert!(size_of::<Bucket>() == 64);
 const LOW: u64 = 0x0101_0101_0101_0101;
 const HIGH: u64 = 0x8080_8080_8080_8080;
 
-/// The tag of a hash: never 0, which marks a free way.
+/// All ways.
+const FULL: u16 = (1 << WAYS) - 1;
+
+/// The tag of a hash.
 #[inline(always)]
 const fn tag(hash: u64) -> u8 {
-    let tag = hash as u8;
-    if tag == 0 { 0xff } else { tag }
+    hash as u8
 }
 
 /// Marks the bytes of `word` that equal the tag; above a right mark there may be a wrong one, which the key comparison
@@ -43,24 +49,46 @@ const fn matches(word: u64, tag: u64) -> u64 {
 }
 
 impl Bucket {
+    /// Marks the first eight ways that have the tag of the hash, each in the top bit of its byte.
+    #[inline(always)]
+    const fn low(&self, hash: u64) -> u64 {
+        let [a, b, c, d, e, f, g, h, ..] = self.tags;
+        matches(u64::from_le_bytes([a, b, c, d, e, f, g, h]), tag(hash) as u64 * LOW)
+    }
+
+    /// The same for the last four.
+    #[inline(always)]
+    const fn high(&self, hash: u64) -> u64 {
+        let [.., i, j, k, l] = self.tags;
+        matches(u32::from_le_bytes([i, j, k, l]) as u64 | !0xffff_ffff, tag(hash) as u64 * LOW) & 0xffff_ffff
+    }
+
+    /// The entry of the first way with the tag of the hash, in use or not.
+    #[inline(always)]
+    fn candidate(&self, hash: u64) -> Option<u32> {
+        let low = self.low(hash);
+        if low != 0 {
+            return Some(self.entries[(low.trailing_zeros() / 8) as usize & 7]);
+        }
+        let high = self.high(hash);
+        (high != 0).then(|| self.entries[8 + ((high.trailing_zeros() / 8) as usize & 3)])
+    }
+
     /// The first entry whose tag and key match.
     #[inline(always)]
-    fn find(&self, hash: u64, mut is: impl FnMut(u32) -> bool) -> Option<u32> {
-        let [a, b, c, d, e, f, g, h, i, j, k, l] = self.tags;
-        let wanted = tag(hash) as u64 * LOW;
-        let mut low = matches(u64::from_le_bytes([a, b, c, d, e, f, g, h]), wanted);
+    fn find(&self, hash: u64, is: impl Fn(u32) -> bool) -> Option<u32> {
+        let (mut low, mut high) = (self.low(hash), self.high(hash));
         while low != 0 {
-            let entry = self.entries[(low.trailing_zeros() / 8) as usize & 7];
-            if is(entry) {
-                return Some(entry);
+            let way = (low.trailing_zeros() / 8) as usize & 7;
+            if self.used >> way & 1 != 0 && is(self.entries[way]) {
+                return Some(self.entries[way]);
             }
             low &= low - 1;
         }
-        let mut high = matches(u32::from_le_bytes([i, j, k, l]) as u64 | !0xffff_ffff, wanted) & 0xffff_ffff;
         while high != 0 {
-            let entry = self.entries[8 + ((high.trailing_zeros() / 8) as usize & 3)];
-            if is(entry) {
-                return Some(entry);
+            let way = 8 + ((high.trailing_zeros() / 8) as usize & 3);
+            if self.used >> way & 1 != 0 && is(self.entries[way]) {
+                return Some(self.entries[way]);
             }
             high &= high - 1;
         }
@@ -68,19 +96,20 @@ impl Bucket {
     }
 
     fn free_way(&self) -> Option<usize> {
-        self.tags.iter().position(|tag| *tag == 0)
+        (self.used != FULL).then_some(self.used.trailing_ones() as usize)
     }
 
     fn put(&mut self, way: usize, hash: u64, entry: u32) {
         self.tags[way] = tag(hash);
         self.entries[way] = entry;
+        self.used |= 1 << way;
     }
 
     fn take(&mut self, entry: u32) -> bool {
-        let Some(way) = (0..WAYS).find(|way| self.tags[*way] != 0 && self.entries[*way] == entry) else {
+        let Some(way) = (0..WAYS).find(|way| self.used >> way & 1 != 0 && self.entries[*way] == entry) else {
             return false;
         };
-        self.tags[way] = 0;
+        self.used &= !(1 << way);
         true
     }
 }
@@ -94,41 +123,49 @@ pub const fn buckets_for(flows: u32) -> usize {
 /// The two buckets of a hash, among `count`.
 #[inline(always)]
 const fn places(hash: u64, count: usize) -> (usize, usize) {
-    let first = ((hash >> 32) * count as u64) >> 32;
-    let second = ((hash & 0xffff_ffff) * count as u64) >> 32;
-    (first as usize, second as usize)
+    (place(hash, count), place(hash << 32, count))
+}
+
+/// The high bits of a number, reduced to 0…count-1.
+#[inline(always)]
+const fn place(number: u64, count: usize) -> usize {
+    ((number as u128 * count as u128) >> 64) as usize
 }
 
 /// The first bucket of a hash.
 #[inline(always)]
 #[must_use]
 pub const fn first_place(buckets: &[Bucket], hash: u64) -> u32 {
-    places(hash, buckets.len()).0 as u32
+    place(hash, buckets.len()) as u32
 }
 
-/// Reads a bucket, so that it is on its way into the cache; returns something that depends on it.
+/// The entry that the hash most likely leads to, whose first bucket is `place`: the first with its tag. It may belong to
+/// another hash, and even have been removed.
 #[inline(always)]
 #[must_use]
-pub fn touch(buckets: &[Bucket], place: u32) -> u8 {
-    buckets[place as usize].tags[0]
-}
-
-/// The entry for which `is` holds, among those with the tag of the hash, whose first bucket is `place`.
-#[inline(always)]
-#[must_use]
-pub fn find(buckets: &[Bucket], place: u32, hash: u64, mut is: impl FnMut(u32) -> bool) -> Option<u32> {
+pub fn candidate(buckets: &[Bucket], place: u32, hash: u64) -> Option<u32> {
     let bucket = &buckets[place as usize];
-    match bucket.find(hash, &mut is) {
+    match bucket.candidate(hash) {
         Some(entry) => Some(entry),
         None if bucket.spilled == 0 => None,
-        None => find_spilled(buckets, hash, is),
+        None => spilled_candidate(buckets, hash),
     }
 }
 
 #[cold]
 #[inline(never)]
-fn find_spilled(buckets: &[Bucket], hash: u64, is: impl FnMut(u32) -> bool) -> Option<u32> {
-    buckets[places(hash, buckets.len()).1].find(hash, is)
+fn spilled_candidate(buckets: &[Bucket], hash: u64) -> Option<u32> {
+    buckets[places(hash, buckets.len()).1].candidate(hash)
+}
+
+/// The entry for which `is` holds, among those with the tag of the hash, whose first bucket is `place`.
+#[must_use]
+pub fn find(buckets: &[Bucket], place: u32, hash: u64, is: impl Fn(u32) -> bool) -> Option<u32> {
+    let bucket = &buckets[place as usize];
+    match bucket.find(hash, &is) {
+        None if bucket.spilled != 0 => buckets[places(hash, buckets.len()).1].find(hash, is),
+        found => found,
+    }
 }
 
 /// Adds an entry; false if there is no way free in either bucket and none can be made. `hash_of` gives the hash of an
@@ -227,7 +264,19 @@ mod tests {
         for entry in oracle.keys() {
             remove(&mut buckets, hash_of(*entry), *entry);
         }
-        assert!(buckets.iter().all(|bucket| bucket.spilled == 0 && bucket.tags == [0; WAYS]));
+        assert!(buckets.iter().all(|bucket| bucket.spilled == 0 && bucket.used == 0));
+    }
+
+    #[test]
+    fn the_candidate_of_a_lone_entry_is_that_entry_in_either_bucket() {
+        let mut buckets = vec![Bucket::new_zeroed(); 64];
+        // The first bucket is filled by keys of the same place with other tags.
+        let hash = |entry: u32| 7 << 56 | u64::from(entry) | 0xff00;
+        for entry in 1..=WAYS as u32 + 1 {
+            assert!(insert(&mut buckets, hash(entry), entry, hash));
+            assert_eq!(candidate(&buckets, first_place(&buckets, hash(entry)), hash(entry)), Some(entry));
+        }
+        assert_eq!(buckets.iter().map(|bucket| bucket.spilled).sum::<u16>(), 1);
     }
 
     #[test]

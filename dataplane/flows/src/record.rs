@@ -1,5 +1,7 @@
 //! One connection in 128 bytes: two cache lines, the first with all that rewriting needs, the second with counts and links.
 
+use std::hint::select_unpredictable;
+
 use postern_wire::{Direction, FlowKey};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
@@ -39,11 +41,11 @@ pub struct FlowRecord {
     pub target: u32,
     /// IP datagrams from the consumer. (64…71)
     pub forward_packets: u64,
-    /// Bytes of them. (72…79)
-    pub forward_bytes: u64,
-    /// IP datagrams to the consumer. (80…87)
+    /// IP datagrams to the consumer. (72…79)
     pub reverse_packets: u64,
-    /// Bytes of them. (88…95)
+    /// Bytes from the consumer. (80…87)
+    pub forward_bytes: u64,
+    /// Bytes to the consumer. (88…95)
     pub reverse_bytes: u64,
     /// Next record in the wheel slot, or in the free list. (96…99)
     pub timer_next: u32,
@@ -94,6 +96,13 @@ impl FlowRecord {
             Direction::Forward => self.forward,
             Direction::Reverse => self.reverse,
         }
+    }
+
+    /// Counts packets of one direction.
+    #[inline(always)]
+    pub fn count(&mut self, reverse: bool, packets: u64, bytes: u64) {
+        *select_unpredictable(reverse, &mut self.reverse_packets, &mut self.forward_packets) += packets;
+        *select_unpredictable(reverse, &mut self.reverse_bytes, &mut self.forward_bytes) += bytes;
     }
 
     /// Whether the flow has been idle for longer than it may.

@@ -1,5 +1,6 @@
 //! The flow table: a region with its header, index, wheel and records.
 
+use postern_prefetch::prefetch;
 use postern_wire::{Direction, FlowKey};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
@@ -10,7 +11,7 @@ use crate::wheel::{self, SLOTS};
 /// `"POSTERNF"`, little-endian.
 const MAGIC: u64 = u64::from_le_bytes(*b"POSTERNF");
 /// Version of the region's layout; a region of another version is refused.
-pub const LAYOUT_VERSION: u32 = 1;
+pub const LAYOUT_VERSION: u32 = 2;
 
 /// The first 128 bytes of a region.
 #[derive(Debug, Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout)]
@@ -30,9 +31,7 @@ struct Header {
     reserved: u32,
     /// The wheel has been turned up to this second.
     turned: u64,
-    /// Records ever taken out; tells whether numbers found before may be stale.
-    removals: u64,
-    padding: [u64; 5],
+    padding: [u64; 6],
 }
 
 const _: () = assert!(size_of::<Header>() == 128);
@@ -145,8 +144,7 @@ impl<'m> FlowTable<'m> {
             live: 0,
             reserved: 0,
             turned: 0,
-            removals: 0,
-            padding: [0; 5],
+            padding: [0; 6],
         };
         table.slots.fill(NONE);
         Ok(Self { secret, ..table })
@@ -197,31 +195,39 @@ impl<'m> FlowTable<'m> {
         index::first_place(self.buckets, hash)
     }
 
-    /// Brings a bucket on its way into the cache.
+    /// Brings the bucket at a place on its way into the cache.
     #[inline(always)]
-    #[must_use]
-    pub fn touch_bucket(&self, place: u32) -> u8 {
-        index::touch(self.buckets, place)
+    pub fn prefetch_bucket(&self, place: u32) {
+        prefetch(self.buckets, place as usize);
     }
 
-    /// The record of a key, whose hash has this [`Self::place`].
+    /// The record that a key with this hash and [`Self::place`] most likely leads to, found without looking at records;
+    /// [`Self::confirm`] tells whether it does.
     #[inline(always)]
     #[must_use]
-    pub fn find_at(&self, place: u32, key: FlowKey, hash: u64) -> Found {
-        let records = &*self.records;
-        let is = |entry: u32| {
-            // Both keys lie in the record's first half; which is meant is in the entry.
-            let record = &records[(entry & !REVERSE) as usize];
-            let found = if entry & REVERSE == 0 { &record.forward } else { &record.reverse };
-            (found.addresses ^ key.addresses) | (found.rest ^ key.rest) == 0
-        };
-        index::find(self.buckets, place, hash, is).map_or(Found::NOTHING, Found)
+    pub fn candidate(&self, place: u32, hash: u64) -> Found {
+        index::candidate(self.buckets, place, hash).map_or(Found::NOTHING, Found)
+    }
+
+    /// Brings a record on its way into the cache.
+    #[inline(always)]
+    pub fn prefetch_record(&self, found: Found) {
+        prefetch(self.records, found.index() as usize);
+    }
+
+    /// The record, if the key leads to it.
+    #[inline(always)]
+    #[must_use]
+    pub fn confirm(&mut self, found: Found, key: FlowKey) -> Option<&mut FlowRecord> {
+        self.records.get_mut(found.index() as usize).filter(|record| record.key(found.direction()) == key)
     }
 
     /// The record of a key.
     #[must_use]
     pub fn find(&self, key: FlowKey, hash: u64) -> Found {
-        self.find_at(self.place(hash), key, hash)
+        // Both keys lie in the record's first half; which is meant is in the entry.
+        let is = |entry: u32| self.records[Found(entry).index() as usize].key(Found(entry).direction()) == key;
+        index::find(self.buckets, self.place(hash), hash, is).map_or(Found::NOTHING, Found)
     }
 
     /// The record of a key, hash included.
@@ -299,7 +305,6 @@ impl<'m> FlowTable<'m> {
         self.release(index, self.header.free);
         self.header.free = index;
         self.header.live -= 1;
-        self.header.removals += 1;
     }
 
     /// Empties a record. Its keys go too: a tag may seem to match a free way of the index, whose entry still names the
@@ -373,13 +378,6 @@ impl<'m> FlowTable<'m> {
         self.header.live
     }
 
-    /// Flows ever ended. A number found before this changed may be stale.
-    #[inline]
-    #[must_use]
-    pub const fn removals(&self) -> u64 {
-        self.header.removals
-    }
-
     /// Records that were ever used; higher numbers hold nothing.
     #[must_use]
     pub const fn used(&self) -> u32 {
@@ -451,6 +449,29 @@ mod tests {
             }
             assert_eq!(table.live(), 0);
         }
+    }
+
+    #[test]
+    fn a_candidate_is_confirmed_by_its_key_only_and_no_longer_once_its_flow_has_ended() {
+        let mut memory = memory(100);
+        let mut table = FlowTable::create(memory.as_mut_bytes(), 100, SECRET).unwrap();
+        let flow = record(1, 120, 1000);
+        let index = table.insert(flow, 1).unwrap();
+        for key in [flow.forward, flow.reverse] {
+            let hash = table.hash(key);
+            let candidate = table.candidate(table.place(hash), hash);
+            assert_eq!(candidate, table.find(key, hash));
+            assert!(table.confirm(candidate, key).is_some());
+            assert!(table.confirm(candidate, key.reversed()).is_none());
+        }
+        let hash = table.hash(flow.forward);
+        let candidate = table.candidate(table.place(hash), hash);
+        table.remove(index);
+        assert!(table.confirm(candidate, flow.forward).is_none());
+        // Its number goes to another flow.
+        assert_eq!(table.insert(record(2, 120, 1000), 1), Ok(index));
+        assert!(table.confirm(candidate, flow.forward).is_none());
+        assert!(table.confirm(Found::NOTHING, flow.forward).is_none());
     }
 
     #[test]

@@ -6,8 +6,8 @@ use postern_tables::snapshot::LocalAddress;
 use postern_translation::icmp::{self, QuoteError};
 use postern_translation::segmentation::Segments;
 use postern_translation::{RewritePlan, mss};
-use postern_wire::icmp::{DESTINATION_UNREACHABLE, ECHO_REQUEST, FRAGMENTATION_NEEDED, TIME_EXCEEDED, is_error};
 use postern_wire::frame::NO_VLAN;
+use postern_wire::icmp::{DESTINATION_UNREACHABLE, ECHO_REQUEST, FRAGMENTATION_NEEDED, TIME_EXCEEDED, is_error};
 use postern_wire::parse::{ETHERTYPE_IPV4, ETHERTYPE_VLAN};
 use postern_wire::{Direction, Frame, Offload, Parsed, PortIndex};
 

@@ -1,5 +1,7 @@
 //! What one worker counts. The worker writes, any thread reads.
 
+use std::hint::select_unpredictable;
+
 use postern_measurement::Counter;
 
 use crate::drop_pairs::DropPairs;
@@ -84,6 +86,15 @@ pub struct EndpointCounters {
     pub own_resets: Counter,
 }
 
+impl EndpointCounters {
+    /// Counts packets of one direction.
+    #[inline(always)]
+    pub(crate) fn count(&self, reverse: bool, packets: u64, bytes: u64) {
+        select_unpredictable(reverse, &self.packets_reverse, &self.packets_forward).add(packets);
+        select_unpredictable(reverse, &self.bytes_reverse, &self.bytes_forward).add(bytes);
+    }
+}
+
 /// Counters of one target at one worker.
 #[derive(Debug, Default)]
 #[repr(align(64))]
@@ -102,6 +113,15 @@ pub struct TargetCounters {
     pub flows_new: Counter,
     /// Flows refused because all ports toward the target were in use.
     pub port_allocation_errors: Counter,
+}
+
+impl TargetCounters {
+    /// Counts packets of one direction.
+    #[inline(always)]
+    pub(crate) fn count(&self, reverse: bool, packets: u64, bytes: u64) {
+        select_unpredictable(reverse, &self.packets_reverse, &self.packets_forward).add(packets);
+        select_unpredictable(reverse, &self.bytes_reverse, &self.bytes_forward).add(bytes);
+    }
 }
 
 impl WorkerCounters {

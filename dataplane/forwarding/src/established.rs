@@ -1,12 +1,14 @@
 //! Packets of known flows: check that the flow may go on, track TCP, rewrite by the plan, count. This is the packet path.
 
+use std::hint::select_unpredictable;
+
 use postern_flows::tcp::Segment;
 use postern_flows::{FlowRecord, State};
 use postern_measurement::Now;
 use postern_translation::RewritePlan;
 use postern_translation::rewrite::{rewrite, rewrite_plain};
 use postern_wire::checksum::Delta;
-use postern_wire::parse::PLAIN;
+use postern_wire::parse::{PLAIN, plain_length, plain_tcp_flags, plain_ttl};
 use postern_wire::tcp::{FIN, RST, SYN};
 use postern_wire::{Direction, Frame, Parsed, Segmentation};
 
@@ -28,75 +30,57 @@ struct Size {
 }
 
 impl Forwarder<'_> {
-    /// A packet whose flow is in the table.
+    /// A plain packet of a steady flow: no state changes but time and counts, and all headers are where they always are.
+    /// False, with nothing changed, for every other packet, whose way is [`Self::decide`].
     #[inline(always)]
-    pub(crate) fn known(
-        &mut self,
-        frame: &mut Frame<'_>,
-        slot: &Slot,
-        note: Option<HandoffNote>,
-        outbox: &mut Outbox,
-        now: Now,
-    ) -> Verdict {
-        let parsed = &slot.parsed;
-        let record = self.table.record_mut(slot.found.index());
-        let (mtu, epoch) = match self.snapshot.endpoints.get(record.endpoint as usize) {
-            Some(Some(endpoint)) => (endpoint.mtu, endpoint.policy_epoch),
-            _ => (0, 0),
-        };
-        let steady = parsed.tcp_flags & (SYN | FIN | RST) == 0 && STEADY >> (record.state & 31) & 1 != 0;
-        // A note of a flow that lives elsewhere has an epoch that no endpoint has.
-        if !slot.plain || epoch != record.policy_epoch || record.is_expired(now.tick()) || !steady {
-            return self.known_unsteady(frame, slot, note, outbox, now);
+    pub(crate) fn steady(&mut self, frame: &mut Frame<'_>, slot: &Slot, verdict: &mut Verdict, tick: u32) -> bool {
+        // A flow that ended since the look-up has left no key, or its number to a flow with another key.
+        let Some(record) = self.table.confirm(slot.found, slot.plain) else { return false };
+        let Some((head, offload)) = frame.head_mut::<PLAIN>() else { return false };
+        let tcp = record.state == State::Established as u8;
+        if tcp && plain_tcp_flags(head) & (SYN | FIN | RST) != 0 || !tcp && record.state != State::Udp as u8 {
+            return false;
         }
         let reverse = slot.found.is_reverse();
-        let hop = self.hops.at(if reverse { record.reverse_hop } else { record.forward_hop });
-        let length = parsed.end - 14;
-        if length > u32::from(mtu.min(hop.mtu)) || parsed.ttl <= 1 || !hop.is_plain() {
-            return self.known_unsteady(frame, slot, note, outbox, now);
+        let Some(policy) = self.snapshot.policies.get(record.endpoint as usize) else { return false };
+        let hop = *select_unpredictable(reverse, &record.reverse_hop, &record.forward_hop);
+        let Some(hop) = self.hops.hop(hop) else { return false };
+        let length = plain_length(head);
+        // A note of a flow that lives elsewhere has an epoch that no endpoint has.
+        if policy.epoch != record.policy_epoch
+            || record.is_expired(tick)
+            || length > policy.mtu
+            || length > hop.plain_mtu
+            || plain_ttl(head) <= 1
+        {
+            return false;
         }
-        let partial = frame.offload.is_partial() && frame.offload.checksum_start == 34;
-        let Some(head) = frame.bytes_mut().first_chunk_mut::<PLAIN>() else {
-            return self.known_unsteady(frame, slot, note, outbox, now);
-        };
-        record.last_seen = now.tick();
-        let bytes = u64::from(length);
-        let (address_delta, full_delta) = (Delta(record.address_delta), Delta(record.full_delta));
-        let endpoint = self.counters.endpoints.get(record.endpoint as usize);
-        let target = self.counters.targets.get(record.target as usize);
-        let (to, address_delta, full_delta) = if reverse {
-            record.reverse_packets += 1;
-            record.reverse_bytes += bytes;
-            if let (Some(endpoint), Some(target)) = (endpoint, target) {
-                endpoint.packets_reverse.add(1);
-                endpoint.bytes_reverse.add(bytes);
-                target.packets_reverse.add(1);
-                target.bytes_reverse.add(bytes);
-            }
-            (record.forward, address_delta.negated(), full_delta.negated())
-        } else {
-            record.forward_packets += 1;
-            record.forward_bytes += bytes;
-            if let (Some(endpoint), Some(target)) = (endpoint, target) {
-                endpoint.packets_forward.add(1);
-                endpoint.bytes_forward.add(bytes);
-                target.packets_forward.add(1);
-                target.bytes_forward.add(bytes);
-            }
-            (record.reverse, address_delta, full_delta)
-        };
-        let to = to.reversed();
-        let plan = RewritePlan { addresses: to.addresses, ports: to.ports(), address_delta, full_delta };
+        *verdict = Verdict::Forward(hop.port);
         hop.write_plain(head);
-        rewrite_plain(head, parsed.kind, &plan, partial);
-        frame.truncate(parsed.end as usize);
-        Verdict::Forward(hop.port)
+        // Which direction it is cannot be foreseen: what depends on it is selected, not branched to.
+        let bytes = u64::from(length);
+        if let Some(counters) = self.counters.endpoints.get(record.endpoint as usize) {
+            counters.count(reverse, 1, bytes);
+        }
+        if let Some(counters) = self.counters.targets.get(record.target as usize) {
+            counters.count(reverse, 1, bytes);
+        }
+        record.last_seen = tick;
+        record.count(reverse, 1, bytes);
+        let to = select_unpredictable(reverse, &record.forward, &record.reverse).reversed();
+        let plan = RewritePlan {
+            addresses: to.addresses,
+            ports: to.ports(),
+            address_delta: Delta(record.address_delta).negated_if(reverse),
+            full_delta: Delta(record.full_delta).negated_if(reverse),
+        };
+        rewrite_plain(head, tcp, &plan, offload);
+        frame.truncate(usize::from(length) + 14);
+        true
     }
 
-    /// Everything that is not a plain packet of a steady flow.
-    #[cold]
-    #[inline(never)]
-    fn known_unsteady(
+    /// A packet whose flow is in the table. Any packet: plain ones of steady flows come here only if something is amiss.
+    pub(crate) fn known(
         &mut self,
         frame: &mut Frame<'_>,
         slot: &Slot,
@@ -155,37 +139,19 @@ impl Forwarder<'_> {
         if parsed.ttl <= 1 {
             return self.ttl_expired(frame, parsed, endpoint, outbox, now);
         }
-        let (address_delta, full_delta) = (Delta(record.address_delta), Delta(record.full_delta));
-        let counters = &*self.counters;
-        if reverse {
-            record.reverse_packets += size.packets;
-            record.reverse_bytes += size.bytes;
-            if let Some(counters) = counters.endpoints.get(endpoint as usize) {
-                counters.packets_reverse.add(size.packets);
-                counters.bytes_reverse.add(size.bytes);
-            }
-            if let Some(counters) = counters.targets.get(record.target as usize) {
-                counters.packets_reverse.add(size.packets);
-                counters.bytes_reverse.add(size.bytes);
-            }
-        } else {
-            record.forward_packets += size.packets;
-            record.forward_bytes += size.bytes;
-            if let Some(counters) = counters.endpoints.get(endpoint as usize) {
-                counters.packets_forward.add(size.packets);
-                counters.bytes_forward.add(size.bytes);
-            }
-            if let Some(counters) = counters.targets.get(record.target as usize) {
-                counters.packets_forward.add(size.packets);
-                counters.bytes_forward.add(size.bytes);
-            }
+        if let Some(counters) = self.counters.endpoints.get(endpoint as usize) {
+            counters.count(reverse, size.packets, size.bytes);
         }
+        if let Some(counters) = self.counters.targets.get(record.target as usize) {
+            counters.count(reverse, size.packets, size.bytes);
+        }
+        record.count(reverse, size.packets, size.bytes);
         let to = to.reversed();
         let plan = RewritePlan {
             addresses: to.addresses,
             ports: to.ports(),
-            address_delta: if reverse { address_delta.negated() } else { address_delta },
-            full_delta: if reverse { full_delta.negated() } else { full_delta },
+            address_delta: Delta(record.address_delta).negated_if(reverse),
+            full_delta: Delta(record.full_delta).negated_if(reverse),
         };
         rewrite(frame, parsed, &plan);
         frame.truncate(parsed.end as usize);

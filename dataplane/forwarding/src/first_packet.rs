@@ -47,11 +47,6 @@ impl Forwarder<'_> {
         now: Now,
     ) -> Verdict {
         let key = slot.parsed.key;
-        // Another packet of the same burst may have made the flow by now.
-        let found = self.table.find(key, slot.hash);
-        if !found.is_nothing() {
-            return self.known(frame, &Slot { found, ..*slot }, note, outbox, now);
-        }
         if is_bad_source(key) {
             return self.refuse(DropReason::BadSource);
         }

@@ -1,6 +1,5 @@
 //! One worker's forwarder.
 
-use std::hint::black_box;
 use std::net::Ipv4Addr;
 use std::sync::Arc;
 
@@ -10,7 +9,7 @@ use postern_steering::Ownership;
 use postern_tables::Snapshot;
 use postern_translation::ports::{PortAllocator, PortCapacity};
 use postern_wire::frame::NO_VLAN;
-use postern_wire::parse::parse_plain;
+use postern_wire::parse::{PLAIN, parse_plain, plain};
 use postern_wire::{AttachmentIndex, FlowKey, Frame, MacAddress, PacketKind, Parsed, PortIndex, parse};
 
 use crate::counters::WorkerCounters;
@@ -130,13 +129,16 @@ pub struct Forwarder<'m> {
 /// What is known of a frame between the passes over a burst.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Slot {
-    pub(crate) parsed: Parsed,
+    /// The key of a TCP or UDP packet whose headers are where [`parse_plain`] has them; [`NOT_PLAIN`] of every other frame.
+    pub(crate) plain: FlowKey,
     pub(crate) hash: u64,
     /// Where the look-up of the hash begins.
     pub(crate) place: u32,
+    /// First the record that the hash most likely leads to, later the one that the key leads to.
     pub(crate) found: Found,
-    /// Whether all headers are where [`parse_plain`] has them.
-    pub(crate) plain: bool,
+    /// Of a plain packet nothing, until [`Forwarder::decide`] needs it.
+    pub(crate) parsed: Parsed,
+    /// Of frames that are not plain.
     pub(crate) admission: Admission,
 }
 
@@ -154,16 +156,26 @@ pub(crate) enum Admission {
 struct Link {
     /// The attachment, in the place that it has in a flow key.
     attachment: u64,
-    /// The six bytes that the destination address should have, as a little-endian integer.
+    /// The six bytes that the destination address should have, as the high ones of a little-endian integer.
     mac: u64,
 }
 
 impl Link {
     /// No frame has this address.
     const NONE: Self = Self { attachment: 0, mac: u64::MAX };
+
+    /// Whether a frame that begins with these bytes is for it.
+    #[inline(always)]
+    const fn is_for(&self, front: [u8; 8]) -> bool {
+        u64::from_le_bytes(front) << 16 == self.mac
+    }
 }
 
+/// A key that no flow has.
+const NOT_PLAIN: FlowKey = FlowKey { addresses: 0, rest: u64::MAX };
+
 const SLOT: Slot = Slot {
+    plain: NOT_PLAIN,
     parsed: Parsed {
         key: FlowKey { addresses: 0, rest: 0 },
         kind: PacketKind::Arp,
@@ -177,7 +189,6 @@ const SLOT: Slot = Slot {
     hash: 0,
     place: 0,
     found: Found::NOTHING,
-    plain: false,
     admission: Admission::Other,
 };
 
@@ -238,13 +249,10 @@ impl<'m> Forwarder<'m> {
         self.counters.received.add(count as u64);
         self.counters.bursts.add(1);
         self.look_up(&frames[..count], &mut slots[..count]);
-        let removals = self.table.removals();
         for ((frame, slot), verdict) in frames.iter_mut().zip(&mut slots[..count]).zip(verdicts) {
-            // A flow that ended since the look-up may have left its number to another.
-            if self.table.removals() != removals && matches!(slot.admission, Admission::Flow) {
-                slot.found = self.table.find(slot.parsed.key, slot.hash);
+            if !self.steady(frame, slot, verdict, now.tick()) {
+                *verdict = self.decide(frame, slot, None, outbox, now);
             }
-            *verdict = self.decide(frame, slot, None, outbox, now);
         }
         self.slots = slots;
     }
@@ -260,15 +268,19 @@ impl<'m> Forwarder<'m> {
         self.counters.handed_in.add(1);
         let mut slot = SLOT;
         self.look_up(std::slice::from_ref(frame), std::slice::from_mut(&mut slot));
-        self.decide(frame, &slot, Some(note), outbox, now)
+        let mut verdict = Verdict::Hold;
+        if !self.steady(frame, &slot, &mut verdict, now.tick()) {
+            verdict = self.decide(frame, &mut slot, Some(note), outbox, now);
+        }
+        verdict
     }
 
-    /// Parses all frames, then reads all their buckets, then all their records: cache misses overlap.
+    /// Parses all frames and fetches their buckets, then the records that these lead to: cache misses overlap.
     #[inline(always)]
     fn look_up(&self, frames: &[Frame<'_>], slots: &mut [Slot]) {
         for (frame, slot) in frames.iter().zip(slots.iter_mut()) {
             if !self.admit_plain(frame, slot) {
-                slot.plain = false;
+                slot.plain = NOT_PLAIN;
                 slot.admission = match parse(frame) {
                     Ok(parsed) => {
                         slot.parsed = parsed;
@@ -278,42 +290,28 @@ impl<'m> Forwarder<'m> {
                 };
             }
         }
-        let mut touched = 0;
-        for slot in slots.iter() {
-            touched ^= self.table.touch_bucket(slot.place);
-        }
         for slot in slots.iter_mut() {
-            slot.found = Found::NOTHING;
-            if matches!(slot.admission, Admission::Flow) {
-                slot.found = self.table.find_at(slot.place, slot.parsed.key, slot.hash);
-                if !slot.found.is_nothing() {
-                    touched ^= self.table.record(slot.found.index()).forward_packets as u8;
-                }
-            }
+            // Of a frame that is no flow's, some record: which does not matter.
+            slot.found = self.table.candidate(slot.place, slot.hash);
+            self.table.prefetch_record(slot.found);
         }
-        black_box(touched);
     }
 
     /// The common case of [`Self::admit`]: an untagged, ordinary TCP or UDP frame to the port's own address.
     #[inline(always)]
     fn admit_plain(&self, frame: &Frame<'_>, slot: &mut Slot) -> bool {
-        let bytes = frame.bytes();
-        let (Some(head), Some(link)) = (bytes.first_chunk(), self.links.get(usize::from(frame.ingress.0))) else {
-            return false;
-        };
-        let mac = u64::from_le_bytes([head[0], head[1], head[2], head[3], head[4], head[5], head[6], head[7]]);
-        if mac & 0xffff_ffff_ffff != link.mac
-            || frame.vlan != NO_VLAN
-            || frame.offload.segmentation_type != 0
-            || !parse_plain(head, bytes.len(), &mut slot.parsed)
-        {
+        let Some(head) = frame.head::<PLAIN>() else { return false };
+        let Some(link) = self.links.get(usize::from(frame.ingress.0)) else { return false };
+        let [a, b, c, d, e, f, g, h, ..] = *head;
+        if !link.is_for([a, b, c, d, e, f, g, h]) || frame.vlan != NO_VLAN || frame.offload.segmentation_type != 0 {
             return false;
         }
-        slot.parsed.key.rest |= link.attachment;
-        slot.hash = self.table.hash(slot.parsed.key);
+        let Some(mut key) = parse_plain(head, frame.len()) else { return false };
+        key.rest |= link.attachment;
+        slot.plain = key;
+        slot.hash = self.table.hash(key);
         slot.place = self.table.place(slot.hash);
-        slot.plain = true;
-        slot.admission = Admission::Flow;
+        self.table.prefetch_bucket(slot.place);
         true
     }
 
@@ -325,13 +323,14 @@ impl<'m> Forwarder<'m> {
             return Admission::Refused(DropReason::NoAttachment);
         };
         let Some(front) = frame.bytes().first_chunk::<8>() else { return Admission::Refused(DropReason::Truncated) };
-        if u64::from_le_bytes(*front) & 0xffff_ffff_ffff != link.mac && front[0] & 1 == 0 {
+        if !link.is_for(*front) && front[0] & 1 == 0 {
             return Admission::Refused(DropReason::ForeignMac);
         }
         parsed.key.rest |= link.attachment;
         if matches!(parsed.kind, PacketKind::Tcp | PacketKind::Udp) {
             slot.hash = self.table.hash(parsed.key);
             slot.place = self.table.place(slot.hash);
+            self.table.prefetch_bucket(slot.place);
             Admission::Flow
         } else {
             Admission::Other
@@ -342,7 +341,7 @@ impl<'m> Forwarder<'m> {
         let index = self.snapshot.attachment(ingress, vlan)?;
         let attachment = self.snapshot.attachments.get(usize::from(index.0))?;
         let [a, b, c, d, e, f] = own_mac(attachment, self.ports.get(usize::from(ingress.0))?).0;
-        Some(Link { attachment: u64::from(index.0) << 32, mac: u64::from_le_bytes([a, b, c, d, e, f, 0, 0]) })
+        Some(Link { attachment: u64::from(index.0) << 32, mac: u64::from_le_bytes([0, 0, a, b, c, d, e, f]) })
     }
 
     /// Works out once what every untagged frame of a port has in common.
@@ -352,20 +351,33 @@ impl<'m> Forwarder<'m> {
         self.hops.refresh(&self.snapshot, &self.ports);
     }
 
-    #[inline(always)]
+    /// What happens to a frame that is not a plain packet of a steady flow.
+    #[cold]
+    #[inline(never)]
     fn decide(
         &mut self,
         frame: &mut Frame<'_>,
-        slot: &Slot,
+        slot: &mut Slot,
         note: Option<HandoffNote>,
         outbox: &mut Outbox,
         now: Now,
     ) -> Verdict {
-        match slot.admission {
-            Admission::Flow if slot.found.is_nothing() => self.first(frame, slot, note, outbox, now),
-            Admission::Flow => self.known(frame, slot, note, outbox, now),
-            Admission::Other => self.other(frame, slot, outbox, now),
-            Admission::Refused(reason) => self.refuse(reason),
+        if slot.plain != NOT_PLAIN {
+            let Some(head) = frame.head() else { return self.refuse(DropReason::Truncated) };
+            slot.parsed = plain(head, slot.plain);
+        } else {
+            match slot.admission {
+                Admission::Flow => {}
+                Admission::Other => return self.other(frame, slot, outbox, now),
+                Admission::Refused(reason) => return self.refuse(reason),
+            }
+        }
+        // Looked up only now: an earlier packet of the burst may have made the flow, or ended it.
+        slot.found = self.table.find(slot.parsed.key, slot.hash);
+        if slot.found.is_nothing() {
+            self.first(frame, slot, note, outbox, now)
+        } else {
+            self.known(frame, slot, note, outbox, now)
         }
     }
 
@@ -389,10 +401,8 @@ impl<'m> Forwarder<'m> {
     /// Counts a drop under an endpoint.
     #[cold]
     pub(crate) fn refuse_for(&self, endpoint: u32, reason: DropReason) -> Verdict {
-        if let Some(counters) = self.counters.endpoints.get(endpoint as usize) {
-            counters.drops.add(1);
-        }
-        self.refuse(reason)
+        self.counters.count_endpoint_drop(endpoint, reason);
+        Verdict::Drop(reason)
     }
 
     /// Does a bounded slice of what is due: expires flows, ends rests, gives up on neighbours. True if more is due now.

@@ -22,11 +22,14 @@ pub(crate) const CAPACITY: usize = 65_536;
 /// Hops looked at for one to reuse.
 const SWEEP: usize = 64;
 
-/// Where packets go.
+/// Where packets go. In a cache line of its own: every packet reads one.
 #[derive(Debug, Clone, Copy)]
+#[repr(align(64))]
 pub(crate) struct NextHop {
     header: [u8; HEADER],
     header_length: u8,
+    /// The MTU where the hop is resolved and its header is Ethernet's without a tag, else 0.
+    pub(crate) plain_mtu: u16,
     /// Whether the destination MAC address is known.
     pub(crate) resolved: bool,
     /// Port to send on.
@@ -62,6 +65,12 @@ impl NextHops {
             found: HashMap::with_capacity_and_hasher(CAPACITY, Secret(secret)),
             hand: 0,
         }
+    }
+
+    /// The hop at an index, if there is one.
+    #[inline(always)]
+    pub(crate) fn hop(&self, index: u32) -> Option<&NextHop> {
+        self.hops.get(index as usize)
     }
 
     /// The hop at an index that a flow holds.
@@ -146,6 +155,7 @@ impl NextHops {
         hop.resolved = mac.is_some();
         hop.mac = mac.unwrap_or_default();
         hop.header[..6].copy_from_slice(&hop.mac.0);
+        hop.settle();
         Some(index)
     }
 
@@ -158,6 +168,7 @@ impl NextHops {
                 *hop = new;
             } else {
                 hop.resolved = false;
+                hop.settle();
             }
         }
     }
@@ -185,9 +196,10 @@ impl NextHop {
             header[12..14].copy_from_slice(&ETHERTYPE_IPV4.to_be_bytes());
             14
         };
-        Some(Self {
+        let mut hop = Self {
             header,
             header_length,
+            plain_mtu: 0,
             resolved: mac.is_some(),
             port: attachment.port,
             mtu: attachment.mtu.map_or(port.mtu, |mtu| mtu.min(port.mtu)),
@@ -195,7 +207,14 @@ impl NextHop {
             address,
             mac: mac.unwrap_or_default(),
             references: 0,
-        })
+        };
+        hop.settle();
+        Some(hop)
+    }
+
+    /// Works out what follows from the other fields.
+    fn settle(&mut self) {
+        self.plain_mtu = if self.resolved && self.header_length == 14 { self.mtu } else { 0 };
     }
 
     fn key(&self) -> HopKey {
@@ -212,13 +231,7 @@ impl NextHop {
         &self.header[..usize::from(self.header_length)]
     }
 
-    /// Whether the hop is resolved and has an Ethernet header without a tag.
-    #[inline(always)]
-    pub(crate) const fn is_plain(&self) -> bool {
-        self.resolved && self.header_length == 14
-    }
-
-    /// Replaces the Ethernet header of a plain frame.
+    /// Replaces the Ethernet header of a plain frame; for hops whose `plain_mtu` is not 0.
     #[inline(always)]
     pub(crate) fn write_plain(&self, head: &mut [u8; PLAIN]) {
         head[..14].copy_from_slice(&self.header[..14]);

@@ -12,8 +12,8 @@ use crate::check::{Checked, CheckedGroup};
 use crate::history::{History, place};
 use crate::lookup::AttachmentLookup;
 use crate::snapshot::{
-    Attachment, Endpoint, EndpointIndex, Generation, Listener, ListenerIndex, LocalAddress, PoolIndex, Route, Service,
-    ServiceIndex, Snapshot, SnatPool, Target, TargetGroup, TargetIndex, Vpc, VpcIndex,
+    Attachment, Endpoint, EndpointIndex, EndpointPolicy, Generation, Listener, ListenerIndex, LocalAddress, PoolIndex,
+    Route, Service, ServiceIndex, Snapshot, SnatPool, Target, TargetGroup, TargetIndex, Vpc, VpcIndex,
 };
 
 /// Compiles the tables; `previous` is the snapshot that they replace.
@@ -61,6 +61,7 @@ pub fn compile(checked: &Checked, previous: Option<&Snapshot>) -> Snapshot {
         generation: Generation(old.generation.0 + 1),
         ports: checked.ports.clone(),
         vpcs,
+        policies: EndpointPolicy::of(&endpoints),
         endpoints,
         services,
         listeners,

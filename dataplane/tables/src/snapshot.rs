@@ -77,6 +77,8 @@ pub struct Snapshot {
     pub attachments: Vec<Attachment>,
     /// Endpoint addresses by [`EndpointIndex`]; `None` where an index is free.
     pub endpoints: Vec<Option<Endpoint>>,
+    /// What the packet path must know of them, by the same index, made of `endpoints`; see [`Snapshot::index`].
+    pub policies: Vec<EndpointPolicy>,
     /// Services by [`ServiceIndex`].
     pub services: Vec<Service>,
     /// Listeners by [`ListenerIndex`].
@@ -223,6 +225,23 @@ pub struct Endpoint {
     pub echo: bool,
 }
 
+/// What every packet of a flow is judged by: a few bytes, because every packet reads them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct EndpointPolicy {
+    /// [`Endpoint::policy_epoch`]; 0 where there is no endpoint.
+    pub epoch: u32,
+    /// [`Endpoint::mtu`].
+    pub mtu: u16,
+}
+
+impl EndpointPolicy {
+    /// Of all endpoints.
+    pub(crate) fn of(endpoints: &[Option<Endpoint>]) -> Vec<Self> {
+        let policy = |endpoint: &Endpoint| Self { epoch: endpoint.policy_epoch, mtu: endpoint.mtu };
+        endpoints.iter().map(|endpoint| endpoint.as_ref().map_or(Self::default(), policy)).collect()
+    }
+}
+
 /// An endpoint service.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Service {
@@ -308,8 +327,9 @@ impl Snapshot {
         self.search_attachment(port, vlan)
     }
 
-    /// Makes [`Self::attachment`] fast again after `attachments` was changed by hand.
+    /// Makes again what is made of `attachments` and `endpoints`, after they were changed by hand.
     pub fn index(&mut self) {
+        self.policies = EndpointPolicy::of(&self.endpoints);
         self.attachment_lookup = AttachmentLookup::new(&self.attachments);
     }
 

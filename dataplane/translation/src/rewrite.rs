@@ -2,7 +2,7 @@
 
 use postern_wire::checksum::Delta;
 use postern_wire::parse::PLAIN;
-use postern_wire::{Frame, PacketKind, Parsed};
+use postern_wire::{Frame, Offload, PacketKind, Parsed};
 
 use crate::plan::RewritePlan;
 
@@ -28,7 +28,7 @@ pub fn rewrite(frame: &mut Frame<'_>, parsed: &Parsed, plan: &RewritePlan) {
     // `parse` has checked that both headers lie within the frame.
     let Some(ip) = bytes.get_mut(l3..).and_then(<[u8]>::first_chunk_mut::<20>) else { return };
     let sum = u16::from_le_bytes([ip[10], ip[11]]);
-    let sum = plan.address_delta.plus(TTL_DELTA).apply(sum);
+    let sum = TTL_DELTA.apply(plan.address_delta.apply(sum));
     ip[8] = ip[8].wrapping_sub(1);
     ip[10..12].copy_from_slice(&sum.to_le_bytes());
     ip[12..20].copy_from_slice(&plan.addresses.to_le_bytes());
@@ -40,10 +40,7 @@ pub fn rewrite(frame: &mut Frame<'_>, parsed: &Parsed, plan: &RewritePlan) {
         let field = match (partial, field) {
             (true, _) => plan.address_delta.apply_to_sum(field),
             (false, 0) => 0,
-            (false, field) => match plan.full_delta.apply(field) {
-                0 => 0xffff,
-                field => field,
-            },
+            (false, field) => plan.full_delta.apply_to_udp(field),
         };
         transport[UDP_CHECKSUM..UDP_CHECKSUM + 2].copy_from_slice(&field.to_le_bytes());
     } else {
@@ -54,31 +51,29 @@ pub fn rewrite(frame: &mut Frame<'_>, parsed: &Parsed, plan: &RewritePlan) {
     }
 }
 
-/// [`rewrite`] for a packet that [`parse_plain`](postern_wire::parse::parse_plain) has taken: all offsets are fixed.
-/// `partial` says whether the transport's own checksum is partial.
+/// [`rewrite`] for a packet that [`parse_plain`](postern_wire::parse::parse_plain) has taken: all offsets are fixed. `tcp`
+/// says which of the two protocols it is.
 #[inline(always)]
-pub fn rewrite_plain(head: &mut [u8; PLAIN], kind: PacketKind, plan: &RewritePlan, partial: bool) {
+pub fn rewrite_plain(head: &mut [u8; PLAIN], tcp: bool, plan: &RewritePlan, offload: &Offload) {
     let sum = u16::from_le_bytes([head[24], head[25]]);
-    let sum = plan.address_delta.plus(TTL_DELTA).apply(sum);
+    let sum = TTL_DELTA.apply(plan.address_delta.apply(sum));
     head[22] = head[22].wrapping_sub(1);
     head[24..26].copy_from_slice(&sum.to_le_bytes());
     head[26..34].copy_from_slice(&plan.addresses.to_le_bytes());
     head[34..38].copy_from_slice(&plan.ports.to_le_bytes());
-    if kind == PacketKind::Udp {
+    let partial = || offload.is_partial() && offload.checksum_start == 34;
+    if tcp {
+        let field = u16::from_le_bytes([head[50], head[51]]);
+        let field = if partial() { plan.address_delta.apply_to_sum(field) } else { plan.full_delta.apply(field) };
+        head[50..52].copy_from_slice(&field.to_le_bytes());
+    } else {
         let field = u16::from_le_bytes([head[40], head[41]]);
-        let field = match (partial, field) {
-            (true, _) => plan.address_delta.apply_to_sum(field),
-            (false, 0) => 0,
-            (false, field) => match plan.full_delta.apply(field) {
-                0 => 0xffff,
-                field => field,
-            },
+        let field = match field {
+            _ if partial() => plan.address_delta.apply_to_sum(field),
+            0 => 0,
+            field => plan.full_delta.apply_to_udp(field),
         };
         head[40..42].copy_from_slice(&field.to_le_bytes());
-    } else {
-        let field = u16::from_le_bytes([head[50], head[51]]);
-        let field = if partial { plan.address_delta.apply_to_sum(field) } else { plan.full_delta.apply(field) };
-        head[50..52].copy_from_slice(&field.to_le_bytes());
     }
 }
 
@@ -87,7 +82,7 @@ mod tests {
     use std::net::{Ipv4Addr, SocketAddrV4};
 
     use etherparse::PacketBuilder;
-    use postern_wire::{AttachmentIndex, FlowKey, Offload, parse};
+    use postern_wire::{AttachmentIndex, FlowKey, parse};
     use proptest::prelude::*;
 
     use super::*;
@@ -128,7 +123,7 @@ mod tests {
             let parsed = parse(&frame).unwrap();
             let mut plain = frame.bytes().to_vec();
             if let Some(head) = plain.first_chunk_mut() {
-                rewrite_plain(head, parsed.kind, &plan, false);
+                rewrite_plain(head, tcp, &plan, &Offload::NONE);
                 // The link header is the hop's to write.
             }
             rewrite(&mut frame, &parsed, &plan);

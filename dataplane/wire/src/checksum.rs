@@ -7,10 +7,9 @@
 #[inline]
 #[must_use]
 pub const fn fold(sum: u64) -> u16 {
-    let sum = (sum >> 32) + (sum & 0xffff_ffff);
-    let sum = (sum >> 16) + (sum & 0xffff);
-    let sum = (sum >> 16) + (sum & 0xffff);
-    ((sum >> 16) + (sum & 0xffff)) as u16
+    // In the high half of a number plus itself with both halves exchanged is their sum, carry included.
+    let sum = (sum.wrapping_add(sum.rotate_left(32)) >> 32) as u32;
+    (sum.wrapping_add(sum.rotate_left(16)) >> 16) as u16
 }
 
 /// One's complement sum of `bytes`, not folded; an odd last byte is padded with zero. Exact up to 2^32 words.
@@ -58,27 +57,44 @@ impl Delta {
         Self(!self.0)
     }
 
+    /// The change in the other direction if `reverse`, without a branch.
+    #[inline(always)]
+    #[must_use]
+    pub const fn negated_if(self, reverse: bool) -> Self {
+        Self(self.0 ^ (reverse as u16).wrapping_neg())
+    }
+
     /// Both changes.
     #[inline(always)]
     #[must_use]
     pub const fn plus(self, other: Self) -> Self {
-        let sum = self.0 as u32 + other.0 as u32;
-        Self((sum + (sum >> 16)) as u16)
+        Self(other.apply_to_sum(self.0))
     }
 
-    /// The new value of a complete checksum field (RFC 1624 equation 3), read and to be written little-endian.
+    /// The new value of a complete checksum field, read and to be written little-endian. RFC 1624 equation 4, whose
+    /// subtraction, with the borrow taken from the lowest bit, gives what equation 3 gives for every field and change.
     #[inline(always)]
     #[must_use]
     pub const fn apply(self, field: u16) -> u16 {
-        !self.apply_to_sum(!field)
+        let (difference, borrow) = field.overflowing_sub(self.0);
+        difference.wrapping_sub(borrow as u16)
+    }
+
+    /// The new value of a complete UDP checksum field that is not zero: never zero, which says that there is no checksum
+    /// (RFC 768).
+    #[inline(always)]
+    #[must_use]
+    pub const fn apply_to_udp(self, field: u16) -> u16 {
+        // Adding the complement gives what subtracting gives, but all ones instead of zero.
+        self.negated().apply_to_sum(field)
     }
 
     /// The new value of a field that holds a plain, not complemented sum: a partial checksum.
     #[inline(always)]
     #[must_use]
     pub const fn apply_to_sum(self, field: u16) -> u16 {
-        let sum = field as u32 + self.0 as u32;
-        (sum + (sum >> 16)) as u16
+        let (sum, carry) = field.overflowing_add(self.0);
+        sum.wrapping_add(carry as u16)
     }
 }
 
@@ -104,6 +120,30 @@ mod tests {
             let delta = Delta::between(old, sum(&new));
             prop_assert_eq!(delta.apply(old_checksum), checksum(&bytes, 0));
             prop_assert_eq!(delta.negated().apply(delta.apply(old_checksum)), old_checksum);
+        }
+
+        #[test]
+        fn equations_3_and_4_of_rfc_1624_give_the_same_field(field: u16, change: u16) {
+            let delta = Delta(change);
+            prop_assert_eq!(delta.apply(field), !delta.apply_to_sum(!field));
+        }
+
+        #[test]
+        fn a_udp_checksum_never_becomes_zero(field in 1..=u16::MAX, change: u16) {
+            for change in [change, field] {
+                let wanted = match Delta(change).apply(field) {
+                    0 => 0xffff,
+                    field => field,
+                };
+                prop_assert_eq!(Delta(change).apply_to_udp(field), wanted);
+            }
+        }
+
+        #[test]
+        fn folding_keeps_the_sum_and_makes_zero_of_zero_only(sum: u64) {
+            let folded = fold(sum);
+            prop_assert_eq!(u64::from(folded) % 0xffff, sum % 0xffff);
+            prop_assert_eq!(folded == 0, sum == 0);
         }
 
         #[test]

@@ -164,6 +164,28 @@ impl<'a> Frame<'a> {
         &mut self.buffer[start..start + self.length as usize]
     }
 
+    /// The first `N` bytes, where the frame has so many.
+    #[inline(always)]
+    #[must_use]
+    pub fn head<const N: usize>(&self) -> Option<&[u8; N]> {
+        if self.len() < N {
+            return None;
+        }
+        let start = self.start as usize;
+        self.buffer.get(start..start + N)?.first_chunk()
+    }
+
+    /// The first `N` bytes, where the frame has so many, to be changed, and the offload state.
+    #[inline(always)]
+    #[must_use]
+    pub fn head_mut<const N: usize>(&mut self) -> Option<(&mut [u8; N], &Offload)> {
+        if self.len() < N {
+            return None;
+        }
+        let start = self.start as usize;
+        Some((self.buffer.get_mut(start..start + N)?.first_chunk_mut()?, &self.offload))
+    }
+
     /// Length in bytes, without frame check sequence.
     #[inline]
     #[must_use]
@@ -213,7 +235,9 @@ impl<'a> Frame<'a> {
     /// Cuts the frame to `length` bytes; a longer `length` changes nothing. Takes padding and trailers off.
     #[inline]
     pub fn truncate(&mut self, length: usize) {
-        self.length = self.length.min(length as u32);
+        if length < self.len() {
+            self.length = length as u32;
+        }
     }
 }
 
@@ -233,6 +257,16 @@ mod tests {
         assert_eq!(frame.bytes()[18], 0x45);
         assert!(!frame.resize_front(18, 60));
         assert_eq!(frame.len(), 44);
+    }
+
+    #[test]
+    fn a_head_is_the_first_bytes_of_a_frame_that_has_them() {
+        let mut buffer = [0, 1, 2, 3, 4, 5, 6, 7];
+        let mut frame = Frame::new(&mut buffer, 2, 4).unwrap();
+        assert_eq!(frame.head(), Some(&[2, 3, 4, 5]));
+        assert_eq!(frame.head_mut(), Some((&mut [2, 3], &Offload::NONE)));
+        assert_eq!(frame.head::<5>(), None);
+        assert_eq!(frame.head_mut::<5>(), None);
     }
 
     #[test]

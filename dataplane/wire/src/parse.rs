@@ -160,55 +160,95 @@ fn parse_uncommon(frame: &Frame<'_>, ethertype: u16) -> Result<Parsed, ParseErro
     }
 }
 
-/// Bytes of [`parse_plain`]'s headers: Ethernet, IPv4 without options, TCP without options.
+/// Bytes of a plain packet's headers: Ethernet, IPv4 without options, TCP without options.
 pub const PLAIN: usize = 54;
 
 /// The common case of [`parse`]: an untagged frame with an IPv4 header without options that carries a whole TCP segment
 /// or UDP datagram, in at least [`PLAIN`] bytes. All offsets are fixed, so nothing is looked for and little is compared.
 ///
-/// `head` is the start of a frame of `length` bytes that is no super-frame. Returns false, with `parsed` half written, for
-/// everything that is not plain or not right: [`parse`] tells which.
+/// `head` is the start of a frame of `length` bytes that is no super-frame. Gives the key, on no attachment yet; `None`
+/// for everything that is not plain or not right: [`parse`] tells which.
 #[inline(always)]
 #[must_use]
-pub fn parse_plain(head: &[u8; PLAIN], length: usize, parsed: &mut Parsed) -> bool {
-    let word = |at: usize| u32::from_le_bytes([head[at], head[at + 1], head[at + 2], head[at + 3]]);
-    let wide = |at: usize| u64::from(word(at));
-    // EtherType 0x0800, version 4, header length 5.
-    let is_ipv4 = word(12) & 0x00ff_ffff == 0x0045_0008;
-    // Sum of the five words, folded to 16 bits with both carries; all ones if right (RFC 1071 §1).
-    let sum = wide(14) + wide(18) + wide(22) + wide(26) + wide(30);
-    let sum = (sum.wrapping_add(sum.rotate_left(32)) >> 32) as u32;
-    let sum = sum.wrapping_add(sum.rotate_left(16)) >> 16;
-    let total = u32::from(u16::from_be_bytes([head[16], head[17]]));
-    let end = total + 14;
-    let is_fragment = u16::from_le_bytes([head[20], head[21]]) & 0xff3f != 0;
-    if !is_ipv4 || sum != 0xffff || end as usize > length || is_fragment {
-        return false;
+pub fn parse_plain(head: &[u8; PLAIN], length: usize) -> Option<FlowKey> {
+    let total = plain_length(head);
+    // Identification, flags and offset, time to live, protocol, checksum.
+    let middle = word::<8>(head, 18);
+    // EtherType 0x0800; version 4, header length 5; neither an offset nor more fragments.
+    if [head[12], head[13]] != [8, 0]
+        || head[14] != 0x45
+        || middle & 0xff3f_0000 != 0
+        || usize::from(total) + 14 > length
+    {
+        return None;
     }
-    let protocol = head[23];
+    // The sum of all words folds to all ones if it is right (RFC 1071 §1): as it is not zero, if 0xffff divides it. So
+    // it does after any fold; this is the one to 64 bits.
+    let addresses = word::<8>(head, 26);
+    let (sum, carry) = middle.carrying_add(word::<4>(head, 14), false);
+    let (sum, carry) = sum.carrying_add(addresses, carry);
+    if sum.wrapping_add(u64::from(carry)) % 0xffff != 0 {
+        return None;
+    }
     // Headers and, for UDP, its length must lie within the packet.
+    let protocol = (middle >> 40) as u8;
     if protocol == PROTOCOL_TCP {
-        let header = u32::from(head[46] >> 4) * 4;
+        let header = u16::from(head[46] >> 4) * 4;
         if header < 20 || header + 20 > total {
-            return false;
+            return None;
         }
-        parsed.kind = PacketKind::Tcp;
-        parsed.tcp_flags = head[47];
     } else {
         let datagram = u32::from(u16::from_be_bytes([head[38], head[39]]));
-        if protocol != PROTOCOL_UDP || datagram < 8 || datagram + 20 > total {
-            return false;
+        if protocol != PROTOCOL_UDP || datagram < 8 || datagram + 20 > u32::from(total) {
+            return None;
         }
-        parsed.kind = PacketKind::Udp;
-        parsed.tcp_flags = 0;
     }
-    parsed.key = FlowKey::from_wire(AttachmentIndex(0), protocol, wide(26) | wide(30) << 32, word(34));
-    parsed.ttl = head[22];
-    parsed.l3 = 14;
-    parsed.l4 = 34;
-    parsed.end = end;
-    parsed.vlan = 0;
-    true
+    Some(FlowKey::from_wire(AttachmentIndex(0), protocol, addresses, word::<4>(head, 34) as u32))
+}
+
+/// `N` bytes of a plain packet, at most eight, as a little-endian integer.
+#[inline(always)]
+fn word<const N: usize>(head: &[u8; PLAIN], at: usize) -> u64 {
+    let mut bytes = [0; 8];
+    bytes[..N].copy_from_slice(&head[at..at + N]);
+    u64::from_le_bytes(bytes)
+}
+
+/// Length of the IP datagram of a plain packet, in bytes.
+#[inline(always)]
+#[must_use]
+pub const fn plain_length(head: &[u8; PLAIN]) -> u16 {
+    u16::from_be_bytes([head[16], head[17]])
+}
+
+/// Time to live of a plain packet.
+#[inline(always)]
+#[must_use]
+pub const fn plain_ttl(head: &[u8; PLAIN]) -> u8 {
+    head[22]
+}
+
+/// TCP flags of a plain packet that carries TCP.
+#[inline(always)]
+#[must_use]
+pub const fn plain_tcp_flags(head: &[u8; PLAIN]) -> u8 {
+    head[47]
+}
+
+/// All that [`parse`] finds in a plain packet, whose key [`parse_plain`] has given.
+#[must_use]
+pub fn plain(head: &[u8; PLAIN], key: FlowKey) -> Parsed {
+    let tcp = key.protocol() == PROTOCOL_TCP;
+    Parsed {
+        key,
+        kind: if tcp { PacketKind::Tcp } else { PacketKind::Udp },
+        tcp_flags: if tcp { plain_tcp_flags(head) } else { 0 },
+        ttl: plain_ttl(head),
+        l3: 14,
+        l4: 34,
+        end: u32::from(plain_length(head)) + 14,
+        vlan: 0,
+    }
 }
 
 #[inline]
@@ -300,10 +340,6 @@ mod tests {
 
     use super::*;
 
-    fn blank() -> Parsed {
-        Parsed { key: FlowKey::default(), kind: PacketKind::Arp, tcp_flags: 0, ttl: 0, l3: 0, l4: 0, end: 0, vlan: 0 }
-    }
-
     /// A packet as etherparse makes it, then damaged.
     fn packet() -> impl Strategy<Value = Vec<u8>> {
         let ends = (any::<[u8; 4]>(), any::<[u8; 4]>(), any::<u16>(), any::<u16>());
@@ -339,11 +375,11 @@ mod tests {
         #[test]
         fn the_plain_case_finds_what_the_general_one_finds_or_nothing(mut bytes in packet()) {
             let length = bytes.len();
-            let mut plain = blank();
-            let found = bytes.first_chunk().is_some_and(|head| parse_plain(head, length, &mut plain));
+            let head = bytes.first_chunk::<PLAIN>().copied();
+            let found = head.and_then(|head| Some(plain(&head, parse_plain(&head, length)?)));
             let general = parse(&Frame::new(&mut bytes, 0, length).unwrap());
-            if found {
-                prop_assert_eq!(format!("{:?}", general.unwrap()), format!("{plain:?}"));
+            if let Some(found) = found {
+                prop_assert_eq!(format!("{:?}", general.unwrap()), format!("{found:?}"));
             } else if let Ok(general) = general {
                 // Only what is not plain may be left to the general case.
                 prop_assert!(
