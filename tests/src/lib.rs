@@ -2,4 +2,6 @@
 #![forbid(unsafe_code)]
 
 #[cfg(test)]
+mod documents;
+#[cfg(test)]
 mod rooms;
