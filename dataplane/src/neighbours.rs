@@ -128,8 +128,12 @@ impl Neighbours {
         }
     }
 
-    /// Announces every address of a port's attachments again.
+    /// Announces every address of a port's attachments again, and asks every neighbour there whether it is still the same:
+    /// what was plugged in behind the port may be something else.
     pub fn announce_port(&mut self, port: PortIndex, now: Now) {
+        let snapshot = &self.snapshot;
+        let there = |attachment| attachment_of(snapshot, attachment).is_some_and(|attachment| attachment.port == port);
+        self.entries.verify(|key| there(key.0), now);
         for at in 0..self.snapshot.attachments.len() {
             let index = AttachmentIndex(at as u16);
             if self.snapshot.attachments[at].port == port {

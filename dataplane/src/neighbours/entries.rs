@@ -135,6 +135,14 @@ impl Entries {
         }
     }
 
+    /// Asks the stations of these neighbours again as soon as may be, because they may have gone; they are used meanwhile.
+    pub(super) fn verify(&mut self, which: impl Fn(&Key) -> bool, now: Now) {
+        let known = self.known().filter(|(key, _)| which(key)).collect::<Vec<_>>();
+        for (key, mac) in known {
+            self.set(key, State::Probing { mac, tries: 0, retry: SUSPICIOUS_RETRY }, now);
+        }
+    }
+
     /// The next entry whose time has come, and what is to be done about it.
     pub(super) fn due(&mut self, now: Now) -> Option<(Key, Step)> {
         let (due, key) = *self.timers.first()?;

@@ -289,6 +289,22 @@ fn a_target_that_really_changed_its_mac_address_moves_within_two_seconds() {
 }
 
 #[test]
+fn behind_a_port_that_comes_up_a_station_that_was_exchanged_is_found_within_a_second() {
+    let (mut neighbours, mut output) = quiet();
+    known(&mut neighbours);
+    neighbours.set_ports(&[PortInfo { up: false, ..port() }, port()], at(6000));
+    neighbours.set_ports(&[port(), port()], at(7000));
+    let probes = pass(&mut neighbours, 7000, 7000 + 3 * SUSPICIOUS_RETRY);
+    let asked = probes.frames.iter().filter_map(|frame| frame.parse()).filter(|arp| arp.packet.target == TARGET);
+    assert_eq!(
+        asked.map(|arp| arp.destination).collect::<Vec<_>>(),
+        [TARGET_MAC, TARGET_MAC, TARGET_MAC, MacAddress::BROADCAST]
+    );
+    neighbours.receive(&reply(STRANGER), at(7800), &mut output);
+    assert_eq!(output.events, [event(Some(STRANGER))]);
+}
+
+#[test]
 fn a_claim_to_an_address_of_ours_is_counted_and_defended_at_most_once_a_second() {
     let (mut neighbours, mut output) = quiet();
     let claim = arp(Operation::Request, (STRANGER, SNAT), (MacAddress::BROADCAST, SNAT));

@@ -44,6 +44,8 @@ const TRAFFIC: &[&str] = &[
     "received.large",
     "sent.accepted",
     "sent.calls",
+    // The kernel was busy; the frame went out a moment later.
+    "sent.waits",
     "neighbours.answered",
     "neighbours.asked",
     "neighbours.announced",
@@ -64,7 +66,9 @@ impl Bed {
         let counters = totals(&report);
         let mut wrong = Vec::new();
         for (name, range) in expected {
-            match counters.get(*name) {
+            // An errno that never came is not listed.
+            let none = name.starts_with("refused.").then_some(&0);
+            match counters.get(*name).or(none) {
                 None => wrong.push(format!("{name} is no counter")),
                 Some(value) if !range.contains(value) => {
                     wrong.push(format!("{name} is {value}, not in {}..={}", range.start(), range.end()));

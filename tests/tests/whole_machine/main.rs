@@ -6,4 +6,9 @@
 mod bed;
 mod binary;
 mod counters;
+mod edges;
+mod failures;
 mod matrix;
+mod reload;
+mod sizes;
+mod traffic;
