@@ -85,6 +85,28 @@ fn collect_keys(path: &str, value: &Value, keys: &mut BTreeSet<String>) {
 }
 
 #[test]
+fn the_gateway_that_the_readme_shows_passes_the_check() {
+    let readme = read("README.md");
+    let text = readme.split("```toml\n").nth(1).and_then(|rest| rest.split("```").next()).expect("a block of TOML");
+    let checked = Declaration::from_toml(text, "README.md").and_then(Declaration::check);
+    let checked = checked.unwrap_or_else(|errors| panic!("{errors}"));
+    assert_eq!(checked.warnings, []);
+}
+
+#[test]
+fn every_link_between_pages_leads_to_a_file() {
+    for page in ["README.md", "docs/behaviour.md", "docs/configuration.md", "docs/operations.md", "docs/packet-path.md"]
+    {
+        let text = read(page);
+        let ends = text.split("](").skip(1).filter_map(|rest| rest.split(')').next());
+        for link in ends.filter(|link| !link.starts_with('#') && !link.contains("://")) {
+            let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("..").join(page);
+            assert!(directory.parent().unwrap().join(link).exists(), "{page} leads to {link}, which is not there");
+        }
+    }
+}
+
+#[test]
 fn the_dashboard_asks_for_metrics_that_exist() {
     let dashboard: Value = serde_json::from_str(&read("configs/grafana-dashboard.json")).unwrap();
     let known = metrics();
