@@ -4,7 +4,7 @@
 /// Bytes that one prefetch instruction brings.
 const LINE: usize = 64;
 
-/// Brings an item of a slice on its way into the cache, as far as the processor likes. Changes nothing that a program could
+/// Brings an item of a slice on its way into the second-level cache, as far as the processor likes. Changes nothing that a program could
 /// see; without effect where there is no such instruction.
 ///
 /// An index outside the slice is allowed. It costs no check here, and at most the look for a page that is not there.
@@ -21,10 +21,10 @@ pub fn prefetch<T>(items: &[T], index: usize) {
 #[cfg(all(target_arch = "x86_64", not(miri)))]
 #[inline(always)]
 fn line(address: *const i8) {
-    use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+    use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
     // SAFETY: there is no safe function for this instruction, which can be had nowhere else. It is a hint: it reads no
     // value, raises no fault whatever the address is, and every x86-64 processor has it.
-    unsafe { _mm_prefetch::<_MM_HINT_T0>(address) }
+    unsafe { _mm_prefetch::<_MM_HINT_T1>(address) }
 }
 
 #[cfg(not(all(target_arch = "x86_64", not(miri))))]
