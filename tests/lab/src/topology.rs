@@ -43,6 +43,7 @@ pub struct Builder {
     plan: Plan,
     directory: Option<PathBuf>,
     edit: Option<Box<dyn FnOnce(String) -> String>>,
+    prepare: Option<Box<dyn FnOnce(&Network)>>,
 }
 
 impl Builder {
@@ -109,6 +110,13 @@ impl Builder {
         self
     }
 
+    /// Does something to the network before the gateway starts on it.
+    #[must_use]
+    pub fn prepare(mut self, prepare: impl FnOnce(&Network) + 'static) -> Self {
+        self.prepare = Some(Box::new(prepare));
+        self
+    }
+
     /// Where the gateway's files go, an existing directory. Default: one of its own, removed at the end.
     #[must_use]
     pub fn directory(mut self, directory: &Path) -> Self {
@@ -122,6 +130,9 @@ impl Builder {
         let launcher = Launcher::new(binary);
         let directory = Directory::new(self.directory)?;
         let network = Network::build(&self.plan, Namespace::anonymous)?;
+        if let Some(prepare) = self.prepare {
+            prepare(&network);
+        }
         let mut targets = Vec::new();
         for node in &network.targets {
             targets.push(Target { servers: Some(Servers::start(node.namespace(), node.name())?), node: node.clone() });
