@@ -3,7 +3,7 @@
 //! Packet bytes are read by `bpf_skb_load_bytes` at offsets from the start of the data, not relative to the network header
 //! by `bpf_skb_load_bytes_relative`: that one sees only the linear part of a packet, and drivers may leave all but the
 //! Ethernet header in pages until the IP layer pulls it (virtio_net does with large frames). Where the network header is
-//! depends on the hook, which [`NetworkHeader`] names.
+//! depends on the hook, which `NetworkHeader` names.
 
 use postern_wire::parse::{ETHERTYPE_IPV4, ETHERTYPE_VLAN, PROTOCOL_ICMP, PROTOCOL_TCP, PROTOCOL_UDP};
 
