@@ -4,7 +4,6 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::LazyLock;
-use std::time::SystemTime;
 
 /// The binary beside this test, built from the sources as they are now; or what `POSTERN_BINARY` names.
 ///
@@ -37,13 +36,31 @@ fn built() -> PathBuf {
     binary
 }
 
-/// Whether it exists and none of its sources, which cargo lists beside it (`TARGET: SOURCE SOURCE …`), is newer.
+/// Whether it exists and no source of the workspace is newer. (What cargo lists beside a binary is not there after
+/// `cargo test`.)
 fn is_current(binary: &Path) -> bool {
     let modified = |path: &Path| fs::metadata(path).and_then(|metadata| metadata.modified()).ok();
-    let (Some(built), Ok(list)) = (modified(binary), fs::read_to_string(binary.with_extension("d"))) else {
-        return false;
-    };
-    let sources = list.split_once(": ").map_or("", |(_, sources)| sources);
-    let newest: Option<SystemTime> = sources.split_whitespace().filter_map(|source| modified(Path::new(source))).max();
-    newest.is_some_and(|newest| newest <= built)
+    let Some(built) = modified(binary) else { return false };
+    let workspace = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+    let mut folders: Vec<PathBuf> =
+        ["dataplane", "control", "benches", "tests/lab"].iter().map(|room| workspace.join(room)).collect();
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(&folder).into_iter().flatten().flatten() {
+            let path = entry.path();
+            if path.is_dir() {
+                // Tests and benches of a room are not in the binary.
+                if path.parent().is_some_and(|room| room.join("Cargo.toml").exists())
+                    && path.file_name().is_some_and(|name| name == "tests" || name == "benches")
+                {
+                    continue;
+                }
+                folders.push(path);
+            } else if path.extension().is_some_and(|extension| extension == "rs" || extension == "toml")
+                && modified(&path).is_none_or(|modified| modified > built)
+            {
+                return false;
+            }
+        }
+    }
+    true
 }
