@@ -37,13 +37,16 @@ pub enum TopologyError {
     Gateway(#[from] GatewayError),
 }
 
+/// Does something to a network before anything runs in it.
+type Preparation = Box<dyn FnOnce(&Network)>;
+
 /// What a lab is to be like. Made by [`Topology::builder`].
 #[derive(Default)]
 pub struct Builder {
     plan: Plan,
     directory: Option<PathBuf>,
     edit: Option<Box<dyn FnOnce(String) -> String>>,
-    prepare: Option<Box<dyn FnOnce(&Network)>>,
+    prepare: Option<Preparation>,
 }
 
 impl Builder {
