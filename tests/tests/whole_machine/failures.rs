@@ -72,8 +72,8 @@ fn a_target_that_dies_takes_only_its_own_connections_along_and_they_go_on_when_i
             .find(|_| {
                 let flows = bed.gateway().flows().unwrap();
                 let newest = flows["flows"].as_array().unwrap_or_else(|| flows.as_array().unwrap());
-                let open = newest.iter().filter(|flow| flow["state"] == "established");
-                open.last().is_some_and(|flow| flow["target"].as_str().unwrap().starts_with("10.9.0.11:"))
+                let mut open = newest.iter().filter(|flow| flow["state"] == "established");
+                open.next_back().is_some_and(|flow| flow["target"].as_str().unwrap().starts_with("10.9.0.11:"))
             })
             .expect("the first target gets a share")
     });
