@@ -282,6 +282,11 @@ impl Assembler {
         self.operate(Xor, R1, R0);
         self.set_wide(R0, HASH_MULTIPLIERS[1]);
         self.operate(Multiply, R1, R0);
+        self.copy(R0, R1);
+        self.operate_constant(ShiftRight, R0, 32);
+        self.operate(Xor, R1, R0);
+        self.set_wide(R0, HASH_MULTIPLIERS[0]);
+        self.operate(Multiply, R1, R0);
         self.operate_constant(ShiftRight, R1, (u64::BITS - BUCKETS.trailing_zeros()) as i32);
     }
 }
