@@ -136,16 +136,16 @@ const fn place(number: u64, count: usize) -> usize {
 /// The first bucket of a hash.
 #[inline(always)]
 #[must_use]
-pub const fn first_place(buckets: &[Bucket], hash: u64) -> u32 {
-    place(hash, buckets.len()) as u32
+pub const fn first_place(buckets: &[Bucket], hash: u64) -> usize {
+    place(hash, buckets.len())
 }
 
 /// The entry that the hash most likely leads to, whose first bucket is `place`: the first with its tag. It may belong to
 /// another hash, and even have been removed.
 #[inline(always)]
 #[must_use]
-pub fn candidate(buckets: &[Bucket], place: u32, hash: u64) -> Option<u32> {
-    let bucket = &buckets[place as usize];
+pub fn candidate(buckets: &[Bucket], place: usize, hash: u64) -> Option<u32> {
+    let bucket = &buckets[place];
     match bucket.candidate(hash) {
         Some(entry) => Some(entry),
         None if bucket.spilled == 0 => None,
@@ -161,8 +161,8 @@ fn spilled_candidate(buckets: &[Bucket], hash: u64) -> Option<u32> {
 
 /// The entry for which `is` holds, among those with the tag of the hash, whose first bucket is `place`.
 #[must_use]
-pub fn find(buckets: &[Bucket], place: u32, hash: u64, is: impl Fn(u32) -> bool) -> Option<u32> {
-    let bucket = &buckets[place as usize];
+pub fn find(buckets: &[Bucket], place: usize, hash: u64, is: impl Fn(u32) -> bool) -> Option<u32> {
+    let bucket = &buckets[place];
     match bucket.find(hash, &is) {
         None if bucket.spilled != 0 => buckets[places(hash, buckets.len()).1].find(hash, is),
         found => found,

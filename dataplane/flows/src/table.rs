@@ -191,21 +191,21 @@ impl<'m> FlowTable<'m> {
     /// Where the look-up of a hash begins.
     #[inline(always)]
     #[must_use]
-    pub const fn place(&self, hash: u64) -> u32 {
+    pub const fn place(&self, hash: u64) -> usize {
         index::first_place(self.buckets, hash)
     }
 
     /// Brings the bucket at a place on its way into the cache.
     #[inline(always)]
-    pub fn prefetch_bucket(&self, place: u32) {
-        prefetch(self.buckets, place as usize);
+    pub fn prefetch_bucket(&self, place: usize) {
+        prefetch(self.buckets, place);
     }
 
     /// The record that a key with this hash and [`Self::place`] most likely leads to, found without looking at records;
     /// [`Self::confirm`] tells whether it does.
     #[inline(always)]
     #[must_use]
-    pub fn candidate(&self, place: u32, hash: u64) -> Found {
+    pub fn candidate(&self, place: usize, hash: u64) -> Found {
         index::candidate(self.buckets, place, hash).map_or(Found::NOTHING, Found)
     }
 

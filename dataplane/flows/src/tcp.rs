@@ -129,6 +129,9 @@ impl State {
         use Direction::{Forward, Reverse};
         match (self, segment, direction) {
             (Self::Udp, _, _) => Self::Udp,
+            // A client that has only sent a SYN resets what it did not mean: the answer of a connection that its target
+            // remembers under this port (RFC 9293 §3.10.7.3). The target forgets it, and the client sends its SYN again.
+            (Self::SynSent, Segment::Rst, Forward) => Self::SynSent,
             (_, Segment::Rst, _) => Self::Reset,
             (Self::SynSent, Segment::SynAck, Reverse) => Self::SynReceived,
             (Self::SynReceived, Segment::Data, Forward) => Self::Established,
@@ -150,7 +153,7 @@ mod tests {
     /// The whole table: state, then the outcome of Syn, SynAck, Fin, Rst, Data from the client, then from the target.
     const GOLDEN: [(State, [State; 5], [State; 5]); 8] = [
         (Udp, [Udp; 5], [Udp; 5]),
-        (SynSent, [SynSent, SynSent, SynSent, Reset, SynSent], [SynSent, SynReceived, SynSent, Reset, SynSent]),
+        (SynSent, [SynSent, SynSent, SynSent, SynSent, SynSent], [SynSent, SynReceived, SynSent, Reset, SynSent]),
         (
             SynReceived,
             [SynReceived, SynReceived, ClientClosed, Reset, Established],

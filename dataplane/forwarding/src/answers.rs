@@ -222,16 +222,28 @@ impl Forwarder<'_> {
 
     /// Lowers the MSS option of a SYN or SYN-ACK to what fits both ways.
     #[cold]
-    pub(crate) fn clamp(&mut self, frame: &mut Frame<'_>, parsed: &Parsed, record: &FlowRecord) {
-        let mtu = self.hops.at(record.forward_hop).mtu.min(self.hops.at(record.reverse_hop).mtu);
+    pub(crate) fn clamp(&self, frame: &mut Frame<'_>, parsed: &Parsed, record: &FlowRecord) {
         let endpoint = self.snapshot.endpoints.get(record.endpoint as usize).and_then(Option::as_ref);
-        let mtu = endpoint.map_or(mtu, |endpoint| mtu.min(endpoint.mtu));
         let configured = endpoint
             .and_then(|endpoint| {
                 let port = record.forward.destination_port();
                 self.snapshot.listener(endpoint.service, record.forward.protocol(), port)
             })
             .and_then(|listener| self.snapshot.listeners.get(listener.at())?.mss);
+        let mtu = endpoint.map_or(u16::MAX, |endpoint| endpoint.mtu);
+        self.clamp_to(frame, parsed, record, mtu, configured);
+    }
+
+    /// The same where the endpoint's MTU and the listener's bound are known already.
+    pub(crate) fn clamp_to(
+        &self,
+        frame: &mut Frame<'_>,
+        parsed: &Parsed,
+        record: &FlowRecord,
+        endpoint_mtu: u16,
+        configured: Option<u16>,
+    ) {
+        let mtu = endpoint_mtu.min(self.hops.at(record.forward_hop).mtu).min(self.hops.at(record.reverse_hop).mtu);
         let most = mtu.saturating_sub(MSS_HEADERS);
         mss::clamp(frame, parsed, configured.map_or(most, |mss| mss.min(most)));
     }

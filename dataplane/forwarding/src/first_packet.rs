@@ -130,8 +130,8 @@ impl Forwarder<'_> {
         match made {
             Ok(flow) => {
                 if parsed.kind == PacketKind::Tcp {
-                    let record = *self.table.record(flow);
-                    self.clamp(frame, parsed, &record);
+                    let (mtu, mss) = (choice.endpoint.mtu, choice.listener.mss);
+                    self.clamp_to(frame, parsed, self.table.record(flow), mtu, mss);
                 }
                 self.forward(frame, parsed, flow, false, choice.endpoint.mtu, outbox, now)
             }
@@ -261,7 +261,7 @@ impl Forwarder<'_> {
         need: Need,
         now: Now,
     ) -> Option<(Lease, Ipv4Addr)> {
-        let start = self.table.hash(key) as usize % pool.addresses.len();
+        let start = ((u128::from(self.table.hash(key)) * pool.addresses.len() as u128) >> 64) as usize;
         let (after, before) = (&pool.addresses[start..], &pool.addresses[..start]);
         for snat in after.iter().chain(before) {
             match self.snat.allocate(lane(*snat, choice, key), pool.ports.clone(), need, now) {

@@ -133,7 +133,7 @@ pub(crate) struct Slot {
     pub(crate) plain: FlowKey,
     pub(crate) hash: u64,
     /// Where the look-up of the hash begins.
-    pub(crate) place: u32,
+    pub(crate) place: usize,
     /// First the record that the hash most likely leads to, later the one that the key leads to.
     pub(crate) found: Found,
     /// Of a plain packet nothing, until [`Forwarder::decide`] needs it.

@@ -45,9 +45,21 @@ pub(crate) struct NextHop {
 
 /// What a hop is found by.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
-enum HopKey {
-    Neighbour(AttachmentIndex, Ipv4Addr),
-    Station(AttachmentIndex, MacAddress),
+struct HopKey {
+    /// The attachment, above it whether it is a station.
+    place: u32,
+    /// IPv4 or MAC address.
+    address: u64,
+}
+
+impl HopKey {
+    fn neighbour(attachment: AttachmentIndex, address: Ipv4Addr) -> Self {
+        Self { place: u32::from(attachment.0), address: u64::from(address.to_bits()) }
+    }
+
+    fn station(attachment: AttachmentIndex, MacAddress([a, b, c, d, e, f]): MacAddress) -> Self {
+        Self { place: u32::from(attachment.0) | 1 << 16, address: u64::from_be_bytes([0, 0, a, b, c, d, e, f]) }
+    }
 }
 
 /// The hops of a worker.
@@ -87,7 +99,7 @@ impl NextHops {
         attachment: AttachmentIndex,
         address: Ipv4Addr,
     ) -> Option<u32> {
-        let key = HopKey::Neighbour(attachment, address);
+        let key = HopKey::neighbour(attachment, address);
         if let Some(index) = self.found.get(&key) {
             return Some(*index);
         }
@@ -102,7 +114,7 @@ impl NextHops {
         attachment: AttachmentIndex,
         mac: MacAddress,
     ) -> Option<u32> {
-        let key = HopKey::Station(attachment, mac);
+        let key = HopKey::station(attachment, mac);
         if let Some(index) = self.found.get(&key) {
             return Some(*index);
         }
@@ -150,7 +162,7 @@ impl NextHops {
         address: Ipv4Addr,
         mac: Option<MacAddress>,
     ) -> Option<u32> {
-        let index = *self.found.get(&HopKey::Neighbour(attachment, address))?;
+        let index = *self.found.get(&HopKey::neighbour(attachment, address))?;
         let hop = &mut self.hops[index as usize];
         hop.resolved = mac.is_some();
         hop.mac = mac.unwrap_or_default();
@@ -219,9 +231,9 @@ impl NextHop {
 
     fn key(&self) -> HopKey {
         if self.address.is_unspecified() {
-            HopKey::Station(self.attachment, self.mac)
+            HopKey::station(self.attachment, self.mac)
         } else {
-            HopKey::Neighbour(self.attachment, self.address)
+            HopKey::neighbour(self.attachment, self.address)
         }
     }
 
@@ -287,15 +299,18 @@ impl Hasher for SecretHasher {
         }
     }
 
+    #[inline]
     fn write_u64(&mut self, word: u64) {
         let product = u128::from(self.state ^ word) * u128::from(self.secret | 1);
         self.state = (product as u64 ^ (product >> 64) as u64).rotate_left(23);
     }
 
-    fn write_u16(&mut self, word: u16) {
+    #[inline]
+    fn write_u32(&mut self, word: u32) {
         self.write_u64(u64::from(word));
     }
 
+    #[inline]
     fn finish(&self) -> u64 {
         let product = u128::from(self.state) * u128::from(self.secret.rotate_left(17) | 1);
         product as u64 ^ (product >> 64) as u64

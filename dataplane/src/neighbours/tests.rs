@@ -35,7 +35,7 @@ fn snapshot() -> Snapshot {
             Vpc { id: "vpc-consumer".into(), routes: vec![] },
         ],
         attachments: vec![attachment("provider", 0, 0, None), attachment("consumer", 1, 1, Some(7))],
-        local: HashMap::from([
+        local: HashMap::from_iter([
             ((VpcIndex(0), SNAT), LocalAddress::Snat(PoolIndex(0))),
             ((VpcIndex(0), FAR_SNAT), LocalAddress::Snat(PoolIndex(0))),
             ((VpcIndex(1), ENDPOINT), LocalAddress::Endpoint(EndpointIndex(0))),

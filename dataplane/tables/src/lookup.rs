@@ -1,10 +1,49 @@
 //! What a snapshot precomputes for the packet path.
 
+use std::hash::{BuildHasherDefault, Hasher};
 use std::net::Ipv4Addr;
 
 use postern_wire::{AttachmentIndex, Ipv4Prefix, PortIndex};
 
 use crate::snapshot::{Attachment, Route};
+
+/// A quick hasher for addresses in VPCs. It has no secret and needs none: operators choose what is in these tables, and
+/// strangers only what is looked up.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct AddressHasher(u64);
+
+/// Makes [`AddressHasher`]s.
+pub type AddressHash = BuildHasherDefault<AddressHasher>;
+
+impl Hasher for AddressHasher {
+    #[inline]
+    fn write(&mut self, bytes: &[u8]) {
+        for chunk in bytes.chunks(4) {
+            let mut word = [0; 4];
+            word[..chunk.len()].copy_from_slice(chunk);
+            self.write_u32(u32::from_le_bytes(word));
+        }
+    }
+
+    #[inline]
+    fn write_u32(&mut self, word: u32) {
+        self.0 = (self.0.rotate_left(29) ^ u64::from(word)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    }
+
+    #[inline]
+    fn write_u16(&mut self, word: u16) {
+        self.write_u32(u32::from(word));
+    }
+
+    /// The length of an address, which is always the same.
+    #[inline]
+    fn write_usize(&mut self, _length: usize) {}
+
+    #[inline]
+    fn finish(&self) -> u64 {
+        self.0 ^ (self.0 >> 32)
+    }
+}
 
 /// Up to so many routes are tried one by one.
 const FEW_ROUTES: usize = 16;

@@ -12,7 +12,7 @@ use postern_selection::{MaglevTable, SelectionHash};
 use postern_wire::{AttachmentIndex, Ipv4Prefix, MacAddress, PortIndex};
 
 use crate::history::History;
-use crate::lookup::{AttachmentLookup, longest_match};
+use crate::lookup::{AddressHash, AttachmentLookup, longest_match};
 
 /// Counts snapshots: a larger one is newer.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Default, Hash)]
@@ -90,9 +90,9 @@ pub struct Snapshot {
     /// SNAT pools by [`PoolIndex`].
     pub pools: Vec<SnatPool>,
     /// Endpoint and SNAT addresses: what Postern answers for.
-    pub local: HashMap<(VpcIndex, Ipv4Addr), LocalAddress>,
+    pub local: HashMap<(VpcIndex, Ipv4Addr), LocalAddress, AddressHash>,
     /// Addresses and ports of all targets: who may be told by a RST that a connection is gone.
-    pub registered: HashSet<(VpcIndex, Ipv4Addr, u16)>,
+    pub registered: HashSet<(VpcIndex, Ipv4Addr, u16), AddressHash>,
     /// Keyed hash of the target choice; the same on every gateway.
     pub selection: SelectionHash,
     /// Attachments by port and VLAN, made of `attachments`; see [`Snapshot::index`].
@@ -340,6 +340,7 @@ impl Snapshot {
     }
 
     /// What `address` is to Postern in the VPC behind `attachment`.
+    #[inline]
     #[must_use]
     pub fn local(&self, attachment: AttachmentIndex, address: Ipv4Addr) -> Option<LocalAddress> {
         let vpc = self.attachments.get(usize::from(attachment.0))?.vpc;
@@ -373,10 +374,14 @@ impl Snapshot {
     }
 
     /// The listener of a service for an IP protocol and port.
+    #[inline]
     #[must_use]
     pub fn listener(&self, service: ServiceIndex, protocol: u8, port: u16) -> Option<ListenerIndex> {
+        let number = |protocol: u8, port: u16| u32::from(protocol) << 16 | u32::from(port);
         let listeners = &self.services.get(service.at())?.listeners;
-        let at = listeners.binary_search_by_key(&(protocol, port), |entry| entry.0).ok()?;
+        let at = listeners
+            .binary_search_by_key(&number(protocol, port), |((protocol, port), _)| number(*protocol, *port))
+            .ok()?;
         Some(listeners[at].1)
     }
 }

@@ -21,12 +21,12 @@ pub fn clamp(frame: &mut Frame<'_>, parsed: &Parsed, mss: u16) -> bool {
     let Some(header) = segment.get_mut(..length) else { return false };
     // A header of 60 bytes has room for ten options of this kind; a sane one has one.
     let mut changed = false;
-    let mut from = 0;
-    loop {
-        let offer = tcp::options(header)
-            .find(|option| option.kind == tcp::OPTION_MSS && option.length == MSS_LENGTH && option.data > from);
-        let Some(at) = offer.map(|option| option.data) else { return changed };
-        from = at;
+    let mut next = tcp::HEADER;
+    while let Some(tcp::TcpOption { kind, data: at, length }) = tcp::option_at(header, next) {
+        next = at + length;
+        if kind != tcp::OPTION_MSS || length != MSS_LENGTH {
+            continue;
+        }
         let offered = [header[at], header[at + 1]];
         if u16::from_be_bytes(offered) <= mss {
             continue;
@@ -42,6 +42,7 @@ pub fn clamp(frame: &mut Frame<'_>, parsed: &Parsed, mss: u16) -> bool {
             header[tcp::CHECKSUM..tcp::CHECKSUM + 2].copy_from_slice(&delta.apply(field).to_le_bytes());
         }
     }
+    changed
 }
 
 #[cfg(test)]

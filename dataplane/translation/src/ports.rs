@@ -20,7 +20,9 @@ use std::ops::RangeInclusive;
 
 use postern_measurement::Now;
 
-use bitmap::{BlockSet, block_of, blocks_of, contains, insert, pick_block, pick_port, ports_in_block, remove};
+use bitmap::{
+    BlockSet, block_of, blocks_of, contains, insert, pick_block, pick_of_few, pick_port, ports_in_block, remove,
+};
 use random::draw;
 pub use region::{HalfOpenList, NONE, PortCapacity, RegionError};
 use region::{Lane, Region, Rest, halves};
@@ -318,15 +320,24 @@ impl<'m> PortAllocator<'m> {
     /// A block of the lane with a port that is owned, in the range and free.
     fn open_block(&self, lane: u32, ports: &RangeInclusive<u16>, random: u64) -> Option<u32> {
         let entry = &self.region.lanes[lane as usize];
+        let open = |word: usize| self.allowed[word] & entry.open[word];
+        let with_room = |number| {
+            let block = self.region.block(lane, number)?;
+            let free = !self.region.blocks[block as usize].taken() & ports_in_block(ports, number);
+            (free != 0).then_some(block)
+        };
+        let mut number = pick_of_few(open, random)?;
+        if let Some(block) = with_room(number) {
+            return Some(block);
+        }
         // Only the two blocks at the edges of the range can be open without a free port in the range.
         let mut closed = BlockSet::default();
-        for _ in 0..3 {
-            let number = pick_block(|word| self.allowed[word] & entry.open[word] & !closed[word], random)?;
-            let block = self.region.block(lane, number)?;
-            if !self.region.blocks[block as usize].taken() & ports_in_block(ports, number) != 0 {
+        for _ in 0..2 {
+            insert(&mut closed, number);
+            number = pick_of_few(|word| open(word) & !closed[word], random)?;
+            if let Some(block) = with_room(number) {
                 return Some(block);
             }
-            insert(&mut closed, number);
         }
         None
     }

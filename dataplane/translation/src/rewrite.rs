@@ -61,20 +61,33 @@ pub fn rewrite_plain(head: &mut [u8; PLAIN], tcp: bool, plan: &RewritePlan, offl
     head[24..26].copy_from_slice(&sum.to_le_bytes());
     head[26..34].copy_from_slice(&plan.addresses.to_le_bytes());
     head[34..38].copy_from_slice(&plan.ports.to_le_bytes());
-    let partial = || offload.is_partial() && offload.checksum_start == 34;
-    if tcp {
+    if offload.is_partial() {
+        let own = offload.checksum_start == 34;
+        finish_partial(head, tcp, plan.address_delta, plan.full_delta, own);
+    } else if tcp {
         let field = u16::from_le_bytes([head[50], head[51]]);
-        let field = if partial() { plan.address_delta.apply_to_sum(field) } else { plan.full_delta.apply(field) };
-        head[50..52].copy_from_slice(&field.to_le_bytes());
+        head[50..52].copy_from_slice(&plan.full_delta.apply(field).to_le_bytes());
     } else {
         let field = u16::from_le_bytes([head[40], head[41]]);
-        let field = match field {
-            _ if partial() => plan.address_delta.apply_to_sum(field),
-            0 => 0,
-            field => plan.full_delta.apply_to_udp(field),
-        };
-        head[40..42].copy_from_slice(&field.to_le_bytes());
+        if field != 0 {
+            head[40..42].copy_from_slice(&plan.full_delta.apply_to_udp(field).to_le_bytes());
+        }
     }
+}
+
+/// The transport checksum of [`rewrite_plain`] where the offload state names a partial one: `own`, this packet's, or that of
+/// a packet in it.
+#[inline(never)]
+fn finish_partial(head: &mut [u8; PLAIN], tcp: bool, address_delta: Delta, full_delta: Delta, own: bool) {
+    let at = if tcp { 50 } else { 40 };
+    let field = u16::from_le_bytes([head[at], head[at + 1]]);
+    let field = match field {
+        _ if own => address_delta.apply_to_sum(field),
+        _ if tcp => full_delta.apply(field),
+        0 => 0,
+        _ => full_delta.apply_to_udp(field),
+    };
+    head[at..at + 2].copy_from_slice(&field.to_le_bytes());
 }
 
 #[cfg(test)]
@@ -148,7 +161,11 @@ mod tests {
             let mut frame = Frame::new(&mut bytes, 0, length).unwrap();
             frame.offload = Offload { flags: Offload::NEEDS_CHECKSUM, checksum_start: 34, checksum_offset: 16, ..Offload::NONE };
             let parsed = parse(&frame).unwrap();
-            rewrite(&mut frame, &parsed, &RewritePlan::between(key(old), key(new)));
+            let plan = RewritePlan::between(key(old), key(new));
+            let mut plain = frame.bytes().to_vec();
+            rewrite_plain(plain.first_chunk_mut().unwrap(), true, &plan, &frame.offload);
+            rewrite(&mut frame, &parsed, &plan);
+            prop_assert_eq!(frame.bytes(), &plain[..]);
             let found = u16::from_le_bytes([frame.bytes()[50], frame.bytes()[51]]);
             // Zero and all ones are the same sum.
             prop_assert_eq!(found % 0xffff, pseudo(key(new)) % 0xffff);
@@ -185,7 +202,11 @@ mod tests {
         let length = bytes.len();
         let mut frame = Frame::new(&mut bytes, 0, length).unwrap();
         let parsed = parse(&frame).unwrap();
-        rewrite(&mut frame, &parsed, &RewritePlan::between(key, key.reversed()));
+        let plan = RewritePlan::between(key, key.reversed());
+        rewrite(&mut frame, &parsed, &plan);
         assert_eq!(frame.bytes()[40..42], [0, 0]);
+        let mut head = [0; PLAIN];
+        rewrite_plain(&mut head, false, &plan, &Offload::NONE);
+        assert_eq!(head[40..42], [0, 0]);
     }
 }

@@ -56,19 +56,26 @@ pub struct TcpOption {
 pub fn options(header: &[u8]) -> impl Iterator<Item = TcpOption> + '_ {
     let mut at = HEADER;
     std::iter::from_fn(move || {
-        while header.get(at) == Some(&1) {
-            at += 1;
-        }
-        let kind = *header.get(at)?;
-        let length = usize::from(*header.get(at + 1)?);
-        if kind == 0 || length < 2 || at + length > header.len() {
-            // Nothing behind a malformed option can be trusted.
-            at = header.len();
-            return None;
-        }
-        let option = TcpOption { kind, data: at + 2, length: length - 2 };
-        at += length;
-        Some(option)
+        let option = option_at(header, at);
+        // Nothing behind a malformed option can be trusted.
+        at = option.map_or(header.len(), |option| option.data + option.length);
+        option
+    })
+}
+
+/// The first option at `at` or, behind padding, after it; `None` at the end of the list and where it is malformed.
+#[inline]
+#[must_use]
+pub fn option_at(header: &[u8], mut at: usize) -> Option<TcpOption> {
+    while header.get(at) == Some(&1) {
+        at += 1;
+    }
+    let [kind, length] = *header.get(at..)?.first_chunk()?;
+    let length = usize::from(length);
+    (kind != 0 && length >= 2 && at + length <= header.len()).then_some(TcpOption {
+        kind,
+        data: at + 2,
+        length: length.wrapping_sub(2),
     })
 }
 

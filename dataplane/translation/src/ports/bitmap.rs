@@ -74,6 +74,27 @@ pub(super) fn pick_block(word: impl Fn(usize) -> u64, random: u64) -> Option<u16
     None
 }
 
+/// The same for a set that most likely has few blocks: they are listed first.
+#[inline]
+pub(super) fn pick_of_few(word: impl Fn(usize) -> u64, random: u64) -> Option<u16> {
+    const FEW: usize = 16;
+    let mut few = [0; FEW];
+    let mut count = 0;
+    for at in 0..BLOCKS / 64 {
+        let mut bits = word(at);
+        while bits != 0 {
+            if count == FEW {
+                return pick_block(word, random);
+            }
+            few[count] = (at * 64) as u16 + bits.trailing_zeros() as u16;
+            count += 1;
+            bits &= bits - 1;
+        }
+    }
+    let nth = ((random >> 27 & 0xffff) as usize * count) >> 16;
+    (count > 0).then(|| few[nth % FEW])
+}
+
 /// A set bit of `free`, which is not zero. Uses the high 21 bits of `random`.
 #[inline]
 pub(super) fn pick_port(free: [u64; 2], random: u64) -> u16 {
@@ -135,15 +156,18 @@ mod tests {
             let mut set = BlockSet::default();
             blocks.iter().for_each(|block| insert(&mut set, *block));
             let mut counts = [0u32; BLOCKS];
-            draws().for_each(|random| counts[usize::from(pick_block(|word| set[word], random).unwrap())] += 1);
+            let mut counts_of_few = [0u32; BLOCKS];
+            draws().for_each(|random| {
+                counts[usize::from(pick_block(|word| set[word], random).unwrap())] += 1;
+                counts_of_few[usize::from(pick_of_few(|word| set[word], random).unwrap())] += 1;
+            });
             let fair = 20_000 / blocks.len() as u32;
-            for block in 0..BLOCKS as u16 {
-                let count = counts[usize::from(block)];
+            for (block, count) in (0..BLOCKS as u16).zip(counts).chain((0..BLOCKS as u16).zip(counts_of_few)) {
                 let wanted = if blocks.contains(&block) { fair / 4..fair * 2 + 1 } else { 0..1 };
                 assert!(wanted.contains(&count), "block {block} of {} came {count} times", blocks.len());
             }
         }
-        assert_eq!(pick_block(|_| 0, 7), None);
+        assert_eq!((pick_block(|_| 0, 7), pick_of_few(|_| 0, 7)), (None, None));
         for free in [1u128, 1 << 127, 1 | 1 << 64 | 1 << 127, u128::MAX, u128::MAX << 100] {
             let mut counts = [0u32; 128];
             draws().for_each(|random| counts[usize::from(pick_port([free as u64, (free >> 64) as u64], random))] += 1);
