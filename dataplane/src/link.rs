@@ -221,6 +221,8 @@ pub struct WorkerLink {
     pub slices: ArrayQueue<FlowSlice>,
     /// Empty slices.
     pub free_slices: ArrayQueue<Vec<FlowView>>,
+    /// Another worker has sent a message.
+    pub told: AtomicBool,
     /// Wakes the worker.
     pub wake: Wake,
     /// The forwarder's counters.
@@ -252,6 +254,7 @@ impl WorkerLink {
             listing: AtomicU64::new(0),
             slices: ArrayQueue::new(LISTING_SLICES),
             free_slices,
+            told: AtomicBool::new(false),
             wake: Wake::new()?,
             counters,
             loops: LoopCounters {

@@ -153,6 +153,8 @@ impl<'w, 'm> Worker<'w, 'm> {
                 return false;
             }
         }
+        // What other workers said before these frames came: whose flows they are may depend on it.
+        hear(self.shared, self.index, &mut self.forwarder, now);
         let frames = burst.frames_mut();
         let mut verdicts = NO_VERDICTS;
         self.forwarder.process(frames, &mut verdicts, self.dispatch.outbox(), now);
@@ -165,18 +167,16 @@ impl<'w, 'm> Worker<'w, 'm> {
     fn take_handed(&mut self, now: Now) -> bool {
         let workers = self.shared.links.len();
         let share = HANDED / workers.clamp(2, HANDED);
-        let mut heard = false;
+        let mut heard = hear(self.shared, self.index, &mut self.forwarder, now);
         for from in 0..workers {
             let Some(ring) = self.shared.handoff.ring(from, self.index) else {
                 continue;
             };
-            for message in (0..MESSAGES).map_while(|_| ring.hear()) {
-                self.forwarder.peer_message(message, now);
-                heard = true;
-            }
             let frames = (0..share).map_while(|_| ring.pop());
             self.handed.extend(frames.map(|frame| (from, frame)));
         }
+        // A frame may have come behind a message that was not there a moment ago.
+        heard |= hear(self.shared, self.index, &mut self.forwarder, now);
         if self.handed.is_empty() {
             return heard;
         }
@@ -291,6 +291,29 @@ impl<'w, 'm> Worker<'w, 'm> {
             counters.publish(&received, &sent);
         }
     }
+}
+
+/// Takes messages of the other workers; false if there was none.
+#[inline]
+fn hear(shared: &Shared, worker: usize, forwarder: &mut Forwarder<'_>, now: Now) -> bool {
+    let told = &shared.links[worker].told;
+    if !told.load(Ordering::Acquire) {
+        return false;
+    }
+    told.store(false, Ordering::SeqCst);
+    for ring in shared.handoff.into_worker(worker) {
+        let mut messages = 0;
+        while messages < MESSAGES
+            && let Some(message) = ring.hear()
+        {
+            forwarder.peer_message(message, now);
+            messages += 1;
+        }
+        if messages == MESSAGES {
+            told.store(true, Ordering::Relaxed);
+        }
+    }
+    true
 }
 
 impl Drop for Worker<'_, '_> {

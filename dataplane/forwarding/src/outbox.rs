@@ -134,6 +134,11 @@ impl Outbox {
         &self.messages
     }
 
+    /// Takes the messages out; frames and requests stay.
+    pub fn take_messages(&mut self) -> impl Iterator<Item = (WorkerIndex, PeerMessage)> + '_ {
+        self.messages.drain(..)
+    }
+
     /// Whether there is nothing to do.
     #[inline]
     #[must_use]

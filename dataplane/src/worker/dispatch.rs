@@ -1,6 +1,7 @@
 //! What becomes of frames once their verdicts are known, and of what the forwarder put into its outbox.
 
 use std::collections::VecDeque;
+use std::sync::atomic::Ordering;
 
 use postern_forwarding::{DropReason, Origin, Outbox, PeerMessage, Verdict, WorkerIndex};
 use postern_frame_io::{BURST, Burst, Errno, Transmit, TransmitReport};
@@ -81,6 +82,7 @@ impl<'w> Dispatch<'w> {
         verdicts: &[Verdict],
         transmit: &mut [Box<dyn Transmit>],
     ) {
+        self.pass_messages();
         for (position, (frame, verdict)) in frames.iter().zip(verdicts).enumerate() {
             match *verdict {
                 Verdict::Forward(port) | Verdict::Reply(port) => match self.selections.get_mut(usize::from(port.0)) {
@@ -144,6 +146,7 @@ impl<'w> Dispatch<'w> {
 
     #[cold]
     fn empty_outbox(&mut self, transmit: &mut [Box<dyn Transmit>]) {
+        self.pass_messages();
         let mut sent = self.outbox.frames().peekable();
         while sent.peek().is_some() {
             let mut burst = Burst::new();
@@ -180,9 +183,17 @@ impl<'w> Dispatch<'w> {
                 self.link.loops.requests_lost.add(1);
             }
         }
-        self.backlog.extend(self.outbox.messages());
         self.outbox.clear();
-        self.send_messages();
+    }
+
+    /// Passes on what the forwarder says to other workers. Before any frame leaves: the answer to the first packet of a lent
+    /// flow may make its client's next packet come to the other worker within microseconds.
+    #[inline]
+    fn pass_messages(&mut self) {
+        if !self.outbox.messages().is_empty() {
+            self.backlog.extend(self.outbox.take_messages());
+            self.send_messages();
+        }
     }
 
     fn send_messages(&mut self) {
@@ -190,6 +201,9 @@ impl<'w> Dispatch<'w> {
             let ring = self.shared.handoff.ring(self.index, usize::from(to.0));
             if ring.is_some_and(|ring| ring.tell(*message).is_err()) {
                 break;
+            }
+            if let Some(link) = self.shared.links.get(usize::from(to.0)) {
+                link.told.store(true, Ordering::Release);
             }
             self.touched |= 1 << to.0;
             self.backlog.pop_front();
