@@ -85,7 +85,7 @@ impl Forwarder<'_> {
         frame: &mut Frame<'_>,
         slot: &Slot,
         index: EndpointIndex,
-        note: Option<HandoffNote>,
+        mut note: Option<HandoffNote>,
         outbox: &mut Outbox,
         now: Now,
     ) -> Verdict {
@@ -94,9 +94,12 @@ impl Forwarder<'_> {
         if owner != self.worker.0 && owner < self.workers {
             match note {
                 None => return Verdict::Handoff(WorkerIndex(owner), HandoffNote::Owned),
-                // The bucket's owner believes that the flow lives here; it is to forget that, and the client to try again.
+                // The bucket's owner believes that the flow lives here. It is to forget that; a flow that begins anew is lent to
+                // it like any other, or its next packet would find nothing there.
                 Some(HandoffNote::Owned) => {
-                    outbox.message(WorkerIndex(owner), PeerMessage::Returned { key: parsed.key });
+                    let origin = WorkerIndex(owner);
+                    outbox.message(origin, PeerMessage::Returned { key: parsed.key, holder: self.worker });
+                    note = Some(HandoffNote::Borrow { origin, asked: 1, round: 0 });
                 }
                 Some(HandoffNote::Borrow { .. }) => {}
             }

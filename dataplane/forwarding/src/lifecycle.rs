@@ -28,7 +28,10 @@ impl Forwarder<'_> {
         }
         if record.flags & FlowRecord::FLAG_LENT != 0 {
             // If there is no room the note ends by itself.
-            outbox.message(WorkerIndex(u16::from(record.bucket_owner)), PeerMessage::Returned { key: record.forward });
+            outbox.message(
+                WorkerIndex(u16::from(record.bucket_owner)),
+                PeerMessage::Returned { key: record.forward, holder: self.worker },
+            );
         }
         let rest = u32::from(record.rest_seconds) * 1000;
         self.snat.release(record.lane, record.reverse.destination_port(), rest, now);
@@ -118,7 +121,14 @@ impl Forwarder<'_> {
     pub fn peer_message(&mut self, message: PeerMessage, now: Now) {
         match message {
             PeerMessage::Lent { key, holder } => {
-                if !self.table.find_key(key).is_nothing() {
+                let found = self.table.find_key(key);
+                if !found.is_nothing() {
+                    // That the last holder is rid of it may be heard only after that another has it.
+                    let record = self.table.record_mut(found.index());
+                    if record.flags & FlowRecord::FLAG_AWAY != 0 {
+                        record.target = u32::from(holder.0);
+                        record.last_seen = now.tick();
+                    }
                     return;
                 }
                 let note = FlowRecord {
@@ -135,9 +145,13 @@ impl Forwarder<'_> {
                 // Without room the flow's packets go through the same search for a port again, which finds the flow.
                 let _ = self.table.insert(note, now.seconds());
             }
-            PeerMessage::Returned { key } => {
+            PeerMessage::Returned { key, holder } => {
                 let found = self.table.find_key(key);
-                if !found.is_nothing() && self.table.record(found.index()).flags & FlowRecord::FLAG_AWAY != 0 {
+                if found.is_nothing() {
+                    return;
+                }
+                let record = self.table.record(found.index());
+                if record.flags & FlowRecord::FLAG_AWAY != 0 && record.target == u32::from(holder.0) {
                     self.table.remove(found.index());
                 }
             }

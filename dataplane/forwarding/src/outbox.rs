@@ -46,6 +46,8 @@ pub enum PeerMessage {
     Returned {
         /// The forward key.
         key: postern_wire::FlowKey,
+        /// Where the flow lived.
+        holder: WorkerIndex,
     },
 }
 

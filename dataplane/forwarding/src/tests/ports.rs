@@ -61,6 +61,22 @@ fn a_lent_flow_is_found_from_both_sides_until_it_ends() {
 }
 
 #[test]
+fn a_lent_connection_that_is_opened_anew_by_the_same_client_is_lent_anew() {
+    let mut bed = Bed::with(4, "addresses = [\"10.9.0.200\"]\nports = \"2048-2175\"", ONE);
+    for port in 1..=40 {
+        let client = socket(CLIENT, port);
+        let (snat, target) = bed.connect(CONSUMER_A, client);
+        bed.one(CONSUMER_A, &tcp(CONSUMER_A, client, WEB, Flags::FIN, 1001, 5001, b""));
+        bed.one(PROVIDER, &tcp(PROVIDER, target, snat, Flags::FIN, 5001, 1002, b""));
+        let (snat, target) = bed.connect(CONSUMER_A, client);
+        let sent = bed.one(CONSUMER_A, &tcp(CONSUMER_A, client, WEB, Flags::ACK, 1001, 5001, b"again"));
+        assert_eq!((sent.source(), sent.destination()), (snat, target));
+    }
+    assert!(bed.total(|counters| counters.flows_lent.get()) > 40);
+    assert_eq!(bed.drops(DropReason::NoFlow), 0);
+}
+
+#[test]
 fn a_pool_of_one_port_is_reused_after_close_and_never_while_open() {
     let mut bed = Bed::pool("addresses = [\"10.9.0.200\"]\nports = \"4000-4000\"");
     let (snat, target) = bed.connect(CONSUMER_A, socket(CLIENT, 1));
