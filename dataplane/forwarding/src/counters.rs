@@ -45,6 +45,8 @@ pub struct WorkerCounters {
     pub flows_ended: Counter,
     /// Ports given before their rest was over, because no other was free.
     pub ports_early: Counter,
+    /// Rests of ports that ended early because there was no room to remember more.
+    pub rests_cut_short: Counter,
     /// Half-open flows evicted for their port.
     pub half_open_evicted: Counter,
     /// Flows made with a port of this worker for another worker's bucket.
@@ -145,6 +147,7 @@ impl WorkerCounters {
             flows_new: Counter::default(),
             flows_ended: Counter::default(),
             ports_early: Counter::default(),
+            rests_cut_short: Counter::default(),
             half_open_evicted: Counter::default(),
             flows_lent: Counter::default(),
             bursts: Counter::default(),

@@ -5,6 +5,7 @@ use std::hint::select_unpredictable;
 use postern_flows::tcp::Segment;
 use postern_flows::{FlowRecord, State};
 use postern_measurement::Now;
+use postern_tables::snapshot::{Endpoint, TargetIndex};
 use postern_translation::RewritePlan;
 use postern_translation::rewrite::{rewrite, rewrite_plain};
 use postern_wire::checksum::Delta;
@@ -257,25 +258,33 @@ impl Forwarder<'_> {
         if record.flags & FlowRecord::FLAG_AWAY != 0 {
             return self.stale(frame, slot, note, outbox, now);
         }
-        let allowed =
-            self.snapshot.endpoints.get(record.endpoint as usize).and_then(Option::as_ref).filter(|endpoint| {
-                endpoint.address == record.forward.destination()
-                    && self
-                        .snapshot
-                        .attachments
-                        .get(usize::from(record.forward.attachment().0))
-                        .is_some_and(|a| a.vpc == endpoint.vpc)
-                    && self
-                        .snapshot
-                        .listener(endpoint.service, record.forward.protocol(), record.forward.destination_port())
-                        .is_some()
-            });
+        let allowed = self.snapshot.endpoints.get(record.endpoint as usize).and_then(Option::as_ref);
+        let allowed = allowed.filter(|endpoint| self.is_allowed(&record, endpoint));
         let Some(epoch) = allowed.map(|endpoint| endpoint.policy_epoch) else {
             self.end(index, outbox, now);
             return self.refuse_for(record.endpoint, DropReason::AccessWithdrawn);
         };
         self.table.record_mut(index).policy_epoch = epoch;
         self.known(frame, slot, note, outbox, now)
+    }
+
+    /// Whether an endpoint, as it is now, may hold a flow: it is the flow's address in the same VPC, and what it stands for
+    /// still leads to the flow's target. An index may have gone to another endpoint, or an endpoint to another service.
+    fn is_allowed(&self, record: &FlowRecord, endpoint: &Endpoint) -> bool {
+        let snapshot = &*self.snapshot;
+        let key = record.forward;
+        let attachment = snapshot.attachments.get(usize::from(key.attachment().0));
+        let target = TargetIndex(record.target);
+        endpoint.address == key.destination()
+            && attachment.is_some_and(|attachment| attachment.vpc == endpoint.vpc)
+            && snapshot.target(target).is_some_and(|now| now.incarnation == record.target_incarnation)
+            && snapshot
+                .listener(endpoint.service, key.protocol(), key.destination_port())
+                .and_then(|listener| snapshot.listeners.get(listener.at()))
+                .is_some_and(|listener| {
+                    let groups = listener.groups.iter().filter_map(|(_, group)| snapshot.target_groups.get(group.at()));
+                    groups.into_iter().any(|group| group.members.contains(&target))
+                })
     }
 }
 

@@ -117,6 +117,8 @@ pub struct Forwarder<'m> {
     pub(crate) hops: NextHops,
     pub(crate) waiting: WaitingRoom,
     pub(crate) answers: TokenBucket,
+    /// How many rests the allocator had cut short when they were counted last.
+    rests_cut_short: u64,
     pub(crate) ports: Vec<PortInfo>,
     pub(crate) snapshot: Arc<Snapshot>,
     pub(crate) ownership: Arc<Ownership>,
@@ -227,6 +229,7 @@ impl<'m> Forwarder<'m> {
             hops: NextHops::new(c ^ a.rotate_left(7)),
             waiting: WaitingRoom::new(),
             answers: TokenBucket::new(ANSWERS_PER_SECOND, ANSWERS_AT_ONCE),
+            rests_cut_short: 0,
             ports: config.ports.clone(),
             snapshot,
             ownership,
@@ -412,6 +415,8 @@ impl<'m> Forwarder<'m> {
             self.end(index, outbox, now);
         }
         let more_ports = self.snat.advance(now, SLICE);
+        let cut_short = self.snat.statistics().rests_cut_short;
+        self.counters.rests_cut_short.add(cut_short - std::mem::replace(&mut self.rests_cut_short, cut_short));
         if !self.waiting.is_empty() {
             self.retry_waiting(outbox, now);
         }

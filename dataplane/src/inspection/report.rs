@@ -105,6 +105,7 @@ report! {
         Counter flows_new = "postern_flows_new_total" "" "Flows made.",
         Counter flows_ended = "postern_flows_ended_total" "" "Flows ended.",
         Counter ports_early = "postern_snat_ports_early_total" "" "Ports given before their rest was over, because no other was free.",
+        Counter rests_cut_short = "postern_snat_rests_cut_short_total" "" "Rests of ports that ended early because there was no room to remember more.",
         Counter half_open_evicted = "postern_flows_half_open_evicted_total" "" "Half-open flows evicted for their port.",
         Counter flows_lent = "postern_flows_lent_total" "" "Flows made with a port of this worker for another worker's bucket.",
         Counter bursts = "postern_bursts_total" "" "Bursts processed.",

@@ -89,7 +89,7 @@ service = "vpce-svc-web"
 addresses = ["10.0.0.100"]
 "#;
 
-const ONE_TARGET: &str = "[[target_group.target]]\naddress = \"10.9.0.11\"\nport = 8080\n";
+pub(super) const ONE_TARGET: &str = "[[target_group.target]]\naddress = \"10.9.0.11\"\nport = 8080\n";
 pub(super) const POOL: &str = "addresses = [\"10.9.0.200\"]";
 
 /// The target of [`Bed::new`].

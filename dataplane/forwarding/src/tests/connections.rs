@@ -303,6 +303,34 @@ fn a_removed_endpoint_cuts_its_flows_and_a_changed_table_moves_no_flow() {
 }
 
 #[test]
+fn an_endpoint_that_comes_back_for_another_service_cuts_the_flows_of_the_first() {
+    let one = CONFIGURATION.replace("{pool}", POOL).replace("{targets}", ONE_TARGET);
+    let endpoint =
+        "[[endpoint]]\nid = \"vpce-a\"\nvpc = \"vpc-a\"\nservice = \"vpce-svc-web\"\naddresses = [\"10.0.0.100\"]\n";
+    let other = "[[target_group]]\nname = \"other\"\nvpc = \"vpc-p\"\nsnat_pool = \"pool\"\n\
+        [[target_group.target]]\naddress = \"10.9.0.99\"\nport = 8080\n\
+        [[load_balancer]]\nname = \"other\"\n\
+        [[load_balancer.listener]]\nprotocol = \"tcp\"\nport = 80\ntarget_groups = [{ name = \"other\" }]\n\
+        [[service]]\nid = \"vpce-svc-other\"\nload_balancers = [\"other\"]\n";
+    let client = socket(CLIENT, 1000);
+    let data = tcp(CONSUMER_A, client, WEB, Flags::ACK, 1001, 5001, b"x");
+    // The same service once more: the flow goes on, to the same target.
+    let mut bed = Bed::from_toml(1, &one, 4096);
+    let (snat, target) = bed.connect(CONSUMER_A, client);
+    bed.reload(&one.replace(endpoint, ""));
+    bed.reload(&one);
+    let sent = bed.one(CONSUMER_A, &data);
+    assert_eq!((sent.source(), sent.destination()), (snat, target));
+    // Another service, with a listener on the same port: its consumer must not reach the first one's target.
+    bed.reload(&one.replace(endpoint, ""));
+    let changed = one.replace(endpoint, &endpoint.replace("vpce-svc-web", "vpce-svc-other")) + other;
+    bed.reload(&changed);
+    bed.none(CONSUMER_A, &data, DropReason::AccessWithdrawn);
+    bed.none(PROVIDER, &tcp(PROVIDER, target, snat, Flags::SYN_ACK, 5001, 1001, b""), DropReason::Unsolicited);
+    assert_eq!(bed.connect(CONSUMER_A, socket(CLIENT, 1001)).1, socket(Ipv4Addr::new(10, 9, 0, 99), 8080));
+}
+
+#[test]
 fn an_unrelated_change_of_tables_lets_flows_go_on() {
     let mut bed = Bed::new();
     let (snat, _) = bed.connect(CONSUMER_B, socket(CLIENT, 1));

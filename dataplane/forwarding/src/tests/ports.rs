@@ -145,3 +145,19 @@ fn two_first_packets_in_one_burst_make_one_flow() {
     assert_eq!(sources.len(), 1);
     assert_eq!(bed.total(|counters| counters.flows.get()), 2);
 }
+
+#[test]
+fn rests_that_find_no_room_are_counted() {
+    // Rests have room for a quarter of the flows: 2,048 of 8,192.
+    let toml = CONFIGURATION.replace("{pool}", POOL).replace("{targets}", ONE);
+    let mut bed = Bed::from_toml(1, &toml, 8192);
+    for port in 1..=2500 {
+        bed.one(CONSUMER_A, &udp(CONSUMER_A, socket(CLIENT, port), DNS, b"q"));
+    }
+    bed.wait_seconds(10);
+    assert_eq!(bed.total(|counters| counters.rests_cut_short.get()), 0);
+    bed.wait_seconds(115);
+    assert_eq!(bed.total(|counters| counters.flows.get()), 0);
+    let room = u64::from(postern_translation::ports::PortCapacity::for_flows(8192).resting);
+    assert_eq!(bed.total(|counters| counters.rests_cut_short.get()), 2500 - room);
+}
