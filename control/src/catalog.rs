@@ -1,0 +1,3 @@
+//! What was declared, by whom, and what became of it.
+
+pub mod model;

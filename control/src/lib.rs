@@ -1,0 +1,5 @@
+//! The role that decides: it keeps what providers and consumers declare, places addresses on gateways, compiles what each
+//! gateway must know, and pushes it. It never touches a packet; losing it changes nothing for traffic.
+#![forbid(unsafe_code)]
+
+pub mod catalog;
