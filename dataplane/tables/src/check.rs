@@ -7,6 +7,7 @@ mod text;
 
 use std::collections::HashMap;
 use std::net::Ipv4Addr;
+use std::sync::Arc;
 
 use postern_selection::SelectionHash;
 use postern_wire::Ipv4Prefix;
@@ -32,6 +33,8 @@ pub struct Checked {
     pub ports: Vec<snapshot::Port>,
     /// What is doubtful, but allowed; to be logged.
     pub warnings: Vec<ConfigurationError>,
+    /// As written.
+    pub(crate) declaration: Arc<Declaration>,
     pub(crate) limits_written: [bool; 2],
     pub(crate) selection: SelectionHash,
     /// Identifiers by declared index; everything below refers to declared indices.
@@ -117,7 +120,8 @@ impl Declaration {
             load_balancers,
             services: checked_services,
             endpoints,
-            file: self.file,
+            file: self.file.clone(),
+            declaration: Arc::new(self),
         })
     }
 }

@@ -22,10 +22,14 @@ pub mod declaration;
 pub mod error;
 pub mod history;
 pub mod lookup;
+pub mod resource;
 pub mod snapshot;
+pub mod tables;
 
 pub use check::Checked;
 pub use compile::compile;
 pub use declaration::Declaration;
 pub use error::{ConfigurationError, Errors};
+pub use resource::{Change, Resource, ResourceKey, ResourceKind};
 pub use snapshot::Snapshot;
+pub use tables::Tables;
