@@ -9,9 +9,10 @@ use std::fmt;
 use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 /// A kind of object.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Kind {
     /// Who calls: an operator or a tenant.
@@ -104,7 +105,7 @@ impl fmt::Display for Kind {
 }
 
 /// What every object has.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Metadata {
     /// Given at creation, never given again: [`Kind::id_prefix`] and 17 hexadecimal digits.
     pub id: String,
@@ -136,11 +137,11 @@ pub struct Object<Spec, Status = NoStatus> {
 }
 
 /// The status of kinds of which there is nothing to say.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct NoStatus {}
 
 /// What a principal may do.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Role {
     /// Sees and changes everything; alone makes principals, gateways and attachments.
@@ -152,7 +153,7 @@ pub enum Role {
 
 /// A principal. Its credentials are not part of it: tokens are made by a call of their own and stored as digests; the
 /// common name of a client certificate is a principal's name.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct PrincipalSpec {
     /// What it may do.
@@ -160,7 +161,7 @@ pub struct PrincipalSpec {
 }
 
 /// A gateway.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct GatewaySpec {
     /// Availability zone of the host.
@@ -170,7 +171,7 @@ pub struct GatewaySpec {
 }
 
 /// What is known of a gateway.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(default)]
 pub struct GatewayStatus {
     /// Whether its stream is open.
@@ -196,7 +197,7 @@ pub struct GatewayStatus {
 }
 
 /// A VPC.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct VpcSpec {
     /// Address ranges from which endpoint addresses are chosen.
@@ -204,7 +205,7 @@ pub struct VpcSpec {
 }
 
 /// An attachment; for operators.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct AttachmentSpec {
     /// The gateway.
@@ -229,7 +230,7 @@ pub struct AttachmentSpec {
 }
 
 /// How replies go back to consumers.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum ReturnPath {
     /// By the attachment's routes.
@@ -240,41 +241,45 @@ pub enum ReturnPath {
 }
 
 /// A route of an attachment.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct RouteSpec {
     /// Prefix of the destinations.
     pub destination: String,
     /// The router; `None`: destinations are neighbours themselves.
+    #[schema(value_type = Option<String>)]
     pub via: Option<IpAddr>,
 }
 
 /// An SNAT pool.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct SnatPoolSpec {
     /// The provider's VPC.
     pub vpc: String,
     /// Its addresses, within an attachment's on-link prefixes.
+    #[schema(value_type = Vec<String>)]
     pub addresses: Vec<IpAddr>,
     /// First and last port of each address, within 1024…65535, as `1024-65535`.
     pub ports: Option<String>,
     /// How long a freed port rests, 0…240 seconds (60).
     pub rest_seconds: Option<u16>,
     /// Addresses that a given gateway holds; the others are placed by hash.
+    #[schema(value_type = BTreeMap<String, String>)]
     pub pinned: BTreeMap<IpAddr, String>,
 }
 
 /// Which gateway holds each address of a pool.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(default)]
 pub struct SnatPoolStatus {
     /// Gateway ids by address; none while no gateway can hold it.
+    #[schema(value_type = BTreeMap<String, String>)]
     pub holders: BTreeMap<IpAddr, String>,
 }
 
 /// Protocol of a listener or target.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Protocol {
     /// TCP.
@@ -285,7 +290,7 @@ pub enum Protocol {
 }
 
 /// A target group.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct TargetGroupSpec {
     /// The provider's VPC.
@@ -307,10 +312,11 @@ pub struct TargetGroupSpec {
 }
 
 /// A target.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct TargetSpec {
     /// Address in the provider's VPC.
+    #[schema(value_type = String)]
     pub address: IpAddr,
     /// Port, 1…65535.
     pub port: u16,
@@ -327,7 +333,7 @@ const fn one() -> u16 {
 }
 
 /// How targets are probed.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct HealthCheckSpec {
     /// What a probe is.
@@ -349,7 +355,7 @@ pub struct HealthCheckSpec {
 }
 
 /// What a probe is.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum HealthCheckProtocol {
     /// A TCP handshake.
@@ -362,7 +368,7 @@ pub enum HealthCheckProtocol {
 }
 
 /// What the gateways see of the targets.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(default)]
 pub struct TargetGroupStatus {
     /// One for each target, registered or draining.
@@ -370,9 +376,10 @@ pub struct TargetGroupStatus {
 }
 
 /// What the gateways see of a target.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct TargetStatus {
     /// Its address.
+    #[schema(value_type = String)]
     pub address: IpAddr,
     /// Its port.
     pub port: u16,
@@ -383,7 +390,7 @@ pub struct TargetStatus {
 }
 
 /// State of a target.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, ToSchema)]
 pub enum TargetHealth {
     /// Not probed yet.
     #[default]
@@ -410,7 +417,7 @@ pub enum TargetHealth {
 }
 
 /// A load balancer.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct LoadBalancerSpec {
     /// What it listens on; one for a protocol and port.
@@ -422,7 +429,7 @@ pub struct LoadBalancerSpec {
 }
 
 /// A listener.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct ListenerSpec {
     /// Protocol.
@@ -438,7 +445,7 @@ pub struct ListenerSpec {
 }
 
 /// A target group of a listener.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct WeightedGroupSpec {
     /// The group.
@@ -449,7 +456,7 @@ pub struct WeightedGroupSpec {
 }
 
 /// An endpoint service: load balancers, or plain targets without one.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct ServiceSpec {
     /// Its load balancers; together at most one listener for a protocol and port.
@@ -467,7 +474,7 @@ pub struct ServiceSpec {
 }
 
 /// Plain targets of a service.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct PlainSpec {
     /// The provider's VPC.
@@ -483,7 +490,7 @@ pub struct PlainSpec {
 }
 
 /// What became of a service.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(default)]
 pub struct ServiceStatus {
     /// Endpoints that stand for it, in any state but `deleted`.
@@ -491,7 +498,7 @@ pub struct ServiceStatus {
 }
 
 /// An interface endpoint.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct EndpointSpec {
     /// The consumer's VPC.
@@ -511,19 +518,20 @@ pub struct EndpointSpec {
 }
 
 /// An address that an endpoint is to have.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct EndpointAddressSpec {
     /// Only gateways of this zone may hold it; `None`: any.
     pub zone: Option<String>,
     /// The address, in the VPC's prefixes; `None`: one is chosen.
+    #[schema(value_type = Option<String>)]
     pub address: Option<IpAddr>,
     /// The gateway that is to hold it; `None`: placed by hash.
     pub gateway: Option<String>,
 }
 
 /// State of an endpoint.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub enum EndpointState {
     /// The provider has to accept it.
@@ -546,7 +554,7 @@ pub enum EndpointState {
 }
 
 /// What became of an endpoint.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(default)]
 pub struct EndpointStatus {
     /// Its state.
@@ -558,9 +566,10 @@ pub struct EndpointStatus {
 }
 
 /// An address that an endpoint has.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct EndpointAddressStatus {
     /// The address.
+    #[schema(value_type = String)]
     pub address: IpAddr,
     /// The zone that was asked for.
     pub zone: Option<String>,
@@ -569,7 +578,7 @@ pub struct EndpointAddressStatus {
 }
 
 /// A security group.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct SecurityGroupSpec {
     /// What may come in, up to 1,000; nothing else may.
@@ -577,7 +586,7 @@ pub struct SecurityGroupSpec {
 }
 
 /// A rule of a security group.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct SecurityRuleSpec {
     /// Protocol; `None`: any.
@@ -589,7 +598,7 @@ pub struct SecurityRuleSpec {
 }
 
 /// What happened to a connection, as its two sides are told.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Event {
     /// Counts events, from 1, without gaps.
     pub sequence: u64,
@@ -608,7 +617,7 @@ pub struct Event {
 }
 
 /// What happened to a connection.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub enum EventKind {
     /// An endpoint was made.
     Connect,
