@@ -1,5 +1,6 @@
 //! The checks of what was declared. What comes out is [`Checked`]: every reference resolved, every value in range.
 
+mod control;
 mod network;
 mod process;
 mod services;
@@ -16,6 +17,7 @@ use crate::declaration::Declaration;
 use crate::error::{ConfigurationError, Errors, Problem, shorten};
 use crate::snapshot;
 
+pub use control::{ControlAddress, ControlCredentials, ControlSettings};
 pub use process::{GatewaySettings, Limits, WorkerSettings};
 
 /// A declaration in which everything is right. Made by [`Declaration::check`] only.
@@ -25,6 +27,8 @@ pub struct Checked {
     pub file: String,
     /// What concerns the process.
     pub gateway: GatewaySettings,
+    /// Where the rest is declared; `None`: in this file.
+    pub control: Option<ControlSettings>,
     /// The threads that forward.
     pub workers: WorkerSettings,
     /// Room that is made once.
@@ -84,6 +88,7 @@ impl Declaration {
     pub fn check(self) -> Result<Checked, Errors> {
         let mut checker = Checker { file: &self.file, errors: Vec::new(), warnings: Vec::new() };
         let gateway = process::gateway(&mut checker, &self.gateway);
+        let control = control::control(&mut checker, &self);
         let workers = process::workers(&mut checker, &self.workers);
         let selection = process::selection(&mut checker, &self.selection);
         let limits = process::limits(&mut checker, &self);
@@ -106,6 +111,7 @@ impl Declaration {
         Errors::unless_empty(errors)?;
         Ok(Checked {
             gateway,
+            control,
             workers,
             limits,
             ports,

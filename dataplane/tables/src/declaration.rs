@@ -19,6 +19,9 @@ pub struct Declaration {
     pub file: String,
     /// `[gateway]`: the process.
     pub gateway: Gateway,
+    /// `[control]`: where the rest is declared, if not in this file.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub control: Option<Control>,
     /// `[workers]`: the threads that forward.
     pub workers: Workers,
     /// `[selection]`: the choice of targets.
@@ -68,6 +71,24 @@ pub struct Gateway {
     pub metrics_public: Option<bool>,
     /// Absolute path of the Unix socket for `postern flows` and others. Default: `control.sock` in the run directory.
     pub control_socket: Option<String>,
+}
+
+/// `[control]`
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Control {
+    /// `https://HOST:PORT` of the control plane; `http://` on a loopback address only. Required.
+    pub address: String,
+    /// Absolute path of the certificates (PEM) that control's certificate is checked with. Required for `https://`.
+    pub ca: Option<String>,
+    /// Absolute path of the gateway's certificate chain (PEM). Default: the gateway shows its token only.
+    pub certificate: Option<String>,
+    /// Absolute path of the certificate's key (PEM).
+    pub key: Option<String>,
+    /// Absolute path of a file with the gateway's token. Default: the gateway shows its certificate only.
+    pub token_file: Option<String>,
+    /// Absolute path of the directory for what was applied last, which outlives a reboot. Default: `/var/lib/postern`.
+    pub state_directory: Option<String>,
 }
 
 /// `[workers]`
@@ -120,9 +141,9 @@ pub struct Selection {
 #[serde(deny_unknown_fields, default)]
 pub struct Limits {
     /// Most endpoint addresses until the next restart, 1…16,777,216. Default: twice the declared, as a power of two, at
-    /// least 4,096.
+    /// least 4,096; with `[control]` 131,072.
     pub endpoints: Option<i64>,
-    /// Most targets until the next restart, 1…16,777,216. Default: likewise.
+    /// Most targets until the next restart, 1…16,777,216. Default: likewise; with `[control]` 32,768.
     pub targets: Option<i64>,
 }
 

@@ -168,6 +168,15 @@ pub enum Problem {
     /// Metrics would be seen by other hosts.
     #[error("is not a loopback address; allowed is 127.0.0.0/8 or ::1, or any with metrics_public = true")]
     PublicMetrics,
+    /// Control's address is not encrypted and not on this host.
+    #[error("is not encrypted; allowed is https://, or http:// with a loopback address such as 127.0.0.1")]
+    PlainControl,
+    /// A key without the one that belongs to it.
+    #[error("needs {0} too")]
+    Incomplete(&'static str),
+    /// Declared in a file whose gateway gets its tables from control.
+    #[error("is declared in a file with [control]; allowed is one of them: leave [[{0}]] out, or [control]")]
+    DeclaredByControl(&'static str),
     /// A list whose length must match another number.
     #[error("has {given} entries; allowed is {needed}, one for each worker")]
     Count {

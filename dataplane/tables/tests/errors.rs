@@ -56,10 +56,78 @@ fn what_is_not_toml_or_unknown_is_named_with_its_line() {
         (
             "[[service]]",
             "[[services]]",
-            r#"line 74: unknown field `services`, expected one of `gateway`, `workers`, `selection`, `limits`, `port`, `vpc`, `attachment`, `route`, `snat_pool`, `target_group`, `load_balancer`, `service`, `endpoint`, in: [[services]]"#,
+            r#"line 74: unknown field `services`, expected one of `gateway`, `control`, `workers`, `selection`, `limits`, `port`, `vpc`, `attachment`, `route`, `snat_pool`, `target_group`, `load_balancer`, `service`, `endpoint`, in: [[services]]"#,
         ),
         ("name = \"lab\"", "name = \"lab\"\nname = \"lab\"", r#"line 3: duplicate key, in: name = "lab""#),
     ]);
+}
+
+#[test]
+fn a_file_with_control_declares_nothing_else_and_says_how_to_get_there() {
+    let says = |control: &str, expected: &[&str]| {
+        let text = format!("[control]\n{control}\n[[port]]\ninterface = \"eth1\"\n");
+        let said = errors(&text).to_string();
+        let expected: Vec<_> = expected.iter().map(|line| format!("lab.toml: {line}")).collect();
+        assert_eq!(said, expected.join("\n"), "{control}");
+    };
+    let address = "control.address = ";
+    let form = "https:// with a host and a port, such as https://control.example.com:7443";
+    let token = "token_file = \"/t\"";
+    says(&format!("ca = \"/c\"\n{token}"), &[&format!("{address}\"\": is required; allowed is {form}")]);
+    says(
+        &format!("address = \"control:1\"\nca = \"/c\"\n{token}"),
+        &[&format!("{address}\"control:1\": is not {form}")],
+    );
+    says(
+        &format!("address = \"http://10.0.0.1:1\"\n{token}"),
+        &[&format!(
+            "{address}\"http://10.0.0.1:1\": is not encrypted; allowed is https://, or http:// with a loopback address such as \
+             127.0.0.1"
+        )],
+    );
+    says(
+        &format!("address = \"https://a:1\"\n{token}"),
+        &[
+            "control.ca = \"\": is required; allowed is the absolute path of the certificates that control's is checked with",
+        ],
+    );
+    says("address = \"http://localhost:1\"\nkey = \"/k\"", &["control.key = \"/k\": needs control.certificate too"]);
+    says(
+        "address = \"http://localhost:1\"",
+        &[
+            "control.token_file = \"\": is required; allowed is the absolute path of a file with the gateway's token, unless \
+           there is a certificate",
+        ],
+    );
+    says(
+        &format!("address = \"http://localhost:1\"\n{token}\nstate_directory = \"tables\""),
+        &["control.state_directory = \"tables\": is not an absolute path such as /run/postern"],
+    );
+
+    let both = LAB.replacen("[[port]]", &format!("[control]\naddress = \"http://localhost:1\"\n{token}\n[[port]]"), 1);
+    let said = errors(&both).to_string();
+    assert_eq!(said.matches("is declared in a file with [control]").count(), said.lines().count(), "{said}");
+    for table in ["vpc", "attachment", "route", "snat_pool", "target_group", "load_balancer", "service", "endpoint"] {
+        assert!(said.contains(&format!("leave [[{table}]] out, or [control]")), "{said}");
+    }
+}
+
+#[test]
+fn a_reload_may_move_to_another_control_but_not_away_from_it() {
+    let file = |control: &str| {
+        let text = format!("{control}\n[[port]]\ninterface = \"eth1\"\n");
+        Declaration::from_toml(&text, "lab.toml")
+            .and_then(Declaration::check)
+            .unwrap_or_else(|errors| panic!("{errors}"))
+    };
+    let control = "[control]\naddress = \"http://localhost:1\"\ntoken_file = \"/t\"\n";
+    let running = file(control);
+    let moved = file(&control.replace("localhost:1", "localhost:2")).reload(&running).unwrap();
+    assert_eq!(moved.control.unwrap().address.port, 2);
+    let error = file("").reload(&running).unwrap_err().to_string();
+    assert_eq!(error, "lab.toml: control = absent: was present when this process started; changing it needs a restart");
+    let error = file(&format!("{control}state_directory = \"/srv\"")).reload(&running).unwrap_err().to_string();
+    assert!(error.contains("control.state_directory = \"/srv\": was \"/var/lib/postern\""), "{error}");
 }
 
 #[test]

@@ -3,12 +3,13 @@
 use std::collections::BTreeSet;
 
 use postern_tables::declaration::{
-    Attachment, Endpoint, Gateway, Limits, Listener, LoadBalancer, Mode, Polling, Port, Protocol, ReturnPath, Route,
-    Selection, Service, SnatPool, Target, TargetGroup, Vpc, WeightedGroup, Workers,
+    Attachment, Control, Endpoint, Gateway, Limits, Listener, LoadBalancer, Mode, Polling, Port, Protocol, ReturnPath,
+    Route, Selection, Service, SnatPool, Target, TargetGroup, Vpc, WeightedGroup, Workers,
 };
 use postern_tables::{Checked, Declaration, compile};
 
 const GATEWAY: &str = include_str!("../../../configs/gateway.toml");
+const WITH_CONTROL: &str = include_str!("../../../configs/gateway-with-control.toml");
 const SINGLE_NIC: &str = include_str!("../../../configs/single-nic.toml");
 
 fn check(text: &str, file: &str) -> Checked {
@@ -50,6 +51,14 @@ fn every_key() -> Declaration {
             metrics_public: Some(true),
             control_socket: Some(text()),
         },
+        control: Some(Control {
+            address: text(),
+            ca: Some(text()),
+            certificate: Some(text()),
+            key: Some(text()),
+            token_file: Some(text()),
+            state_directory: Some(text()),
+        }),
         workers: Workers { count: Some(1), cpus: Some(vec![1]), polling: Some(Polling::Sleep), flows: Some(1) },
         selection: Selection { key: Some(text()) },
         limits: Limits { endpoints: Some(1), targets: Some(1) },
@@ -113,13 +122,26 @@ fn both_examples_compile_without_a_warning() {
 }
 
 #[test]
-fn every_key_of_the_format_stands_in_the_example_with_a_value_that_is_allowed() {
-    let text = uncommented(GATEWAY);
-    check(&text, "gateway.toml");
+fn every_key_of_the_format_stands_in_an_example_with_a_value_that_is_allowed() {
     let [mut shown, mut known] = [BTreeSet::new(), BTreeSet::new()];
-    keys("", &text.parse().unwrap(), &mut shown);
+    for (text, file) in [(GATEWAY, "gateway.toml"), (WITH_CONTROL, "gateway-with-control.toml")] {
+        let text = uncommented(text);
+        check(&text, file);
+        keys("", &text.parse().unwrap(), &mut shown);
+    }
     keys("", &every_key().to_toml().parse().unwrap(), &mut known);
     assert_eq!(shown, known);
+}
+
+#[test]
+fn the_example_with_control_shows_the_defaults_and_declares_nothing_but_the_process() {
+    let [plain, full] = [check(WITH_CONTROL, ""), check(&uncommented(WITH_CONTROL), "")];
+    assert_eq!((&plain.warnings, &full.warnings), (&vec![], &vec![]));
+    assert_eq!((plain.control.clone(), plain.limits), (full.control, full.limits));
+    let control = plain.control.as_ref().unwrap();
+    assert_eq!(control.address.to_string(), "https://control.example.com:7443");
+    assert!(control.credentials.ca.is_some() && control.credentials.identity.is_some());
+    assert!(compile(&plain, None).local.is_empty());
 }
 
 #[test]

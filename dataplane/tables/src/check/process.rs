@@ -65,7 +65,7 @@ pub(super) fn gateway(checker: &mut Checker<'_>, gateway: &declaration::Gateway)
     GatewaySettings { name: name.to_owned(), run_directory, metrics, control_socket }
 }
 
-fn path(checker: &mut Checker<'_>, key: &str, value: Option<&str>) -> Option<PathBuf> {
+pub(super) fn path(checker: &mut Checker<'_>, key: &str, value: Option<&str>) -> Option<PathBuf> {
     let text = value?;
     let path = Path::new(text);
     if !path.is_absolute() || text.contains('\0') {
@@ -112,8 +112,11 @@ pub(super) fn selection(checker: &mut Checker<'_>, selection: &declaration::Sele
 pub(super) fn limits(checker: &mut Checker<'_>, declaration: &Declaration) -> Limits {
     let endpoints = declaration.endpoints.iter().map(|endpoint| endpoint.addresses.len()).sum();
     let targets = declaration.target_groups.iter().map(|group| group.targets.len()).sum();
-    let mut room = |key: &'static str, written: Option<i64>, declared: usize| {
-        let Some(written) = written else { return (2 * declared).next_power_of_two().max(4096) as u32 };
+    let remote = declaration.control.is_some();
+    let mut room = |key: &'static str, written: Option<i64>, declared: usize, from_control: u32| {
+        let Some(written) = written else {
+            return if remote { from_control } else { (2 * declared).next_power_of_two().max(4096) as u32 };
+        };
         let room = checker.number(&|| key.to_owned(), written, (1, 1 << 24), "") as u32;
         // A number out of range was reported.
         if declared > room as usize && i64::from(room) == written {
@@ -122,8 +125,8 @@ pub(super) fn limits(checker: &mut Checker<'_>, declaration: &Declaration) -> Li
         room
     };
     Limits {
-        endpoints: room("limits.endpoints", declaration.limits.endpoints, endpoints),
-        targets: room("limits.targets", declaration.limits.targets, targets),
+        endpoints: room("limits.endpoints", declaration.limits.endpoints, endpoints, 1 << 17),
+        targets: room("limits.targets", declaration.limits.targets, targets, 1 << 15),
     }
 }
 
@@ -132,8 +135,8 @@ impl Checked {
     /// own room, and is what the next reload is compared with.
     ///
     /// # Errors
-    /// All changes that need a restart: of `[gateway]`, `[workers]`, `[limits]` and `[[port]]`; and more endpoint addresses
-    /// or targets than there is room for.
+    /// All changes that need a restart: of `[gateway]`, `[workers]`, `[limits]` and `[[port]]`, whether there is a `[control]`
+    /// and its state directory; and more endpoint addresses or targets than there is room for.
     pub fn reload(mut self, running: &Self) -> Result<Self, Errors> {
         let mut checker = Checker { file: &self.file, errors: Vec::new(), warnings: Vec::new() };
         let mut fixed = |key: &str, old: String, new: String| {
@@ -149,6 +152,7 @@ impl Checked {
         fixed("gateway.control_socket", path(&old.control_socket), path(&new.control_socket));
         let metrics = |address: Option<SocketAddr>| address.map_or("not set".to_owned(), |address| quoted(&address));
         fixed("gateway.metrics", metrics(old.metrics), metrics(new.metrics));
+        super::control::reload(&mut fixed, running.control.as_ref(), self.control.as_ref());
         let (old, new) = (&running.workers, &self.workers);
         fixed("workers.count", old.count.to_string(), new.count.to_string());
         fixed("workers.cpus", format!("{:?}", old.cpus), format!("{:?}", new.cpus));
