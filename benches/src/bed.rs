@@ -162,10 +162,10 @@ fn declare(targets: u8) -> Declaration {
             name: name("group"),
             vpc: provider,
             snat_pool: name("pool"),
-            slots: None,
             targets: (1..=targets)
                 .map(|at| declaration::Target { address: format!("192.168.2.{at}"), port: 8443, weight: None })
                 .collect(),
+            ..declaration::TargetGroup::default()
         }],
         load_balancers: vec![declaration::LoadBalancer {
             name: name("balancer"),

@@ -1,6 +1,7 @@
 //! The checks of what was declared. What comes out is [`Checked`]: every reference resolved, every value in range.
 
 mod control;
+mod health;
 mod network;
 mod process;
 mod services;
@@ -15,6 +16,7 @@ use postern_wire::Ipv4Prefix;
 
 use crate::declaration::Declaration;
 use crate::error::{ConfigurationError, Errors, Problem, shorten};
+use crate::health::HealthSettings;
 use crate::snapshot;
 
 pub use control::{ControlAddress, ControlCredentials, ControlSettings};
@@ -59,6 +61,7 @@ pub(crate) struct CheckedGroup {
     pub(crate) vpc: usize,
     pub(crate) pool: usize,
     pub(crate) slots: usize,
+    pub(crate) health: Arc<HealthSettings>,
     /// Address, port and weight, sorted.
     pub(crate) targets: Vec<(Ipv4Addr, u16, u16)>,
 }

@@ -237,6 +237,7 @@ fn groups(
             pool: PoolIndex(pool_at.index[group.pool]),
             members: indices.by_ref().take(group.targets.len()).collect(),
             table: None,
+            health: group.health.clone(),
         })
         .collect();
     let shared = shared_tables(checked, old);

@@ -251,9 +251,52 @@ pub struct TargetGroup {
     /// Slots of the selection table, 16381 or 65537; the same for the group's life. Default: 16381 up to 100 targets,
     /// else 65537.
     pub slots: Option<i64>,
+    /// How its targets are probed. Default: they are not, and all are taken for usable.
+    pub health_check: Option<HealthCheck>,
+    /// How long flows of a target that became unhealthy may go on, 0…360000 seconds. Default: they are reset at once.
+    pub unhealthy_drain_seconds: Option<i64>,
+    /// How long a target that was taken out of the group is `draining`, 0…3600 seconds. Default: 300.
+    pub deregistration_delay_seconds: Option<i64>,
+    /// Whether its flows end after that. Default: `false`.
+    pub deregistration_ends_flows: Option<bool>,
     /// `[[target_group.target]]`: the targets.
     #[serde(rename = "target")]
     pub targets: Vec<Target>,
+}
+
+/// `health_check = { … }` in a target group.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct HealthCheck {
+    /// What a probe is. Default: `tcp`.
+    pub protocol: HealthCheckProtocol,
+    /// Port to probe, 1…65535. Default: each target's own.
+    pub port: Option<i64>,
+    /// What an HTTP request asks for: `/` and up to 1,023 printable ASCII characters. Default: `/`.
+    pub path: Option<String>,
+    /// Status codes that pass, within 200…599, such as `200-399` or `200,204`. Default: `200-399`.
+    pub matcher: Option<String>,
+    /// Time from probe to probe of a target, 5…300 seconds. Default: 30.
+    pub interval_seconds: Option<i64>,
+    /// How long a probe may take, 2…120 seconds. Default: TCP and HTTPS 10, HTTP 6.
+    pub timeout_seconds: Option<i64>,
+    /// Passes in a row until an unhealthy target is healthy again, 2…10. Default: 5. A new target needs one.
+    pub healthy_threshold: Option<i64>,
+    /// Failures in a row until a target is unhealthy, 2…10. Default: 2.
+    pub unhealthy_threshold: Option<i64>,
+}
+
+/// What a probe is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum HealthCheckProtocol {
+    /// A TCP handshake.
+    #[default]
+    Tcp,
+    /// An HTTP/1.1 GET whose status passes.
+    Http,
+    /// The same within TLS; the target's certificate is not verified.
+    Https,
 }
 
 /// `[[target_group.target]]`

@@ -191,6 +191,9 @@ pub enum Problem {
     /// A key that has no meaning there.
     #[error("is for TCP listeners only; leave it out of a UDP listener")]
     TcpOnly,
+    /// A key that has no meaning there.
+    #[error("is for health checks with protocol = \"http\" or \"https\" only; leave it out with \"tcp\"")]
+    HttpOnly,
     /// More than the room that was made at the start.
     #[error("{declared} are declared, but this process has room for {room}; raise {key} and restart")]
     NoRoom {

@@ -20,6 +20,7 @@ pub mod check;
 pub mod compile;
 pub mod declaration;
 pub mod error;
+pub mod health;
 pub mod history;
 pub mod lookup;
 pub mod resource;

@@ -11,6 +11,7 @@ use std::sync::Arc;
 use postern_selection::{MaglevTable, SelectionHash};
 use postern_wire::{AttachmentIndex, Ipv4Prefix, MacAddress, PortIndex};
 
+use crate::health::HealthSettings;
 use crate::history::History;
 use crate::lookup::{AddressHash, AttachmentLookup, longest_match};
 
@@ -282,6 +283,8 @@ pub struct TargetGroup {
     pub members: Vec<TargetIndex>,
     /// Hash to position in `members`; `None` when no member has weight.
     pub table: Option<Arc<MaglevTable>>,
+    /// How its targets are probed, and what becomes of flows to those that are not healthy.
+    pub health: Arc<HealthSettings>,
 }
 
 /// A target: an address and port of the provider's.

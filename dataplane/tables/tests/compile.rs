@@ -294,7 +294,6 @@ fn large(endpoints: u32, services: u32, targets: u32) -> Declaration {
             name: format!("group-{number}"),
             vpc: "vpc-provider".to_owned(),
             snat_pool: "pool".to_owned(),
-            slots: None,
             targets: (0..targets)
                 .map(|target| declaration::Target {
                     address: Ipv4Addr::from_bits(0xac10_0101 + number * targets + target).to_string(),
@@ -302,6 +301,7 @@ fn large(endpoints: u32, services: u32, targets: u32) -> Declaration {
                     weight: None,
                 })
                 .collect(),
+            ..declaration::TargetGroup::default()
         });
         declaration.load_balancers.push(declaration::LoadBalancer {
             name: format!("balancer-{number}"),

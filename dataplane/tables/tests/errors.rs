@@ -426,6 +426,46 @@ fn pools_groups_and_targets_are_checked() {
 }
 
 #[test]
+fn health_checks_are_checked() {
+    let check = |text: &'static str| -> &'static str {
+        // Leaked: the cases are few and borrow for the whole test.
+        String::leak(format!("[[target_group]]\n{text}\n"))
+    };
+    let group = "[[target_group]]\n";
+    each_says(&[
+        (
+            group,
+            check("health_check = { protocol = \"http\", path = \"health\", matcher = \"100-399\" }"),
+            r#"target_group[0].health_check.path = "health": is not a path; allowed is / and up to 1023 printable ASCII characters without blanks
+               target_group[0].health_check.matcher = "100-399": is not a list of status codes; allowed are codes and ranges within 200-599, such as 200-399 or 200,204"#,
+        ),
+        (
+            group,
+            check("health_check = { path = \"/\", matcher = \"200\" }"),
+            r#"target_group[0].health_check.path = "/": is for health checks with protocol = "http" or "https" only; leave it out with "tcp"
+               target_group[0].health_check.matcher = "200": is for health checks with protocol = "http" or "https" only; leave it out with "tcp""#,
+        ),
+        (
+            group,
+            check(
+                "health_check = { port = 0, interval_seconds = 4, timeout_seconds = 1, healthy_threshold = 11, unhealthy_threshold = 1 }",
+            ),
+            "target_group[0].health_check.port = 0: is out of range; allowed is 1 to 65535
+             target_group[0].health_check.interval_seconds = 4: is out of range; allowed is 5 to 300 seconds
+             target_group[0].health_check.timeout_seconds = 1: is out of range; allowed is 2 to 120 seconds
+             target_group[0].health_check.healthy_threshold = 11: is out of range; allowed is 2 to 10 passes
+             target_group[0].health_check.unhealthy_threshold = 1: is out of range; allowed is 2 to 10 failures",
+        ),
+        (
+            group,
+            check("unhealthy_drain_seconds = 360001\nderegistration_delay_seconds = -1"),
+            "target_group[0].unhealthy_drain_seconds = 360001: is out of range; allowed is 0 to 360000 seconds
+             target_group[0].deregistration_delay_seconds = -1: is out of range; allowed is 0 to 3600 seconds",
+        ),
+    ]);
+}
+
+#[test]
 fn a_group_in_another_vpc_than_its_pool_is_refused() {
     let text = lab("vpc = \"vpc-provider\"\nsnat_pool", "vpc = \"vpc-a\"\nsnat_pool");
     let said = errors(&text).to_string();

@@ -3,8 +3,9 @@
 use std::collections::BTreeSet;
 
 use postern_tables::declaration::{
-    Attachment, Control, Endpoint, Gateway, Limits, Listener, LoadBalancer, Mode, Polling, Port, Protocol, ReturnPath,
-    Route, Selection, Service, SnatPool, Target, TargetGroup, Vpc, WeightedGroup, Workers,
+    Attachment, Control, Endpoint, Gateway, HealthCheck, HealthCheckProtocol, Limits, Listener, LoadBalancer, Mode,
+    Polling, Port, Protocol, ReturnPath, Route, Selection, Service, SnatPool, Target, TargetGroup, Vpc, WeightedGroup,
+    Workers,
 };
 use postern_tables::{Checked, Declaration, compile};
 
@@ -87,6 +88,19 @@ fn every_key() -> Declaration {
             vpc: text(),
             snat_pool: text(),
             slots: Some(1),
+            health_check: Some(HealthCheck {
+                protocol: HealthCheckProtocol::Https,
+                port: Some(1),
+                path: Some(text()),
+                matcher: Some(text()),
+                interval_seconds: Some(1),
+                timeout_seconds: Some(1),
+                healthy_threshold: Some(1),
+                unhealthy_threshold: Some(1),
+            }),
+            unhealthy_drain_seconds: Some(1),
+            deregistration_delay_seconds: Some(1),
+            deregistration_ends_flows: Some(true),
             targets: vec![Target { address: text(), port: 1, weight: Some(1) }],
         }],
         load_balancers: vec![LoadBalancer {

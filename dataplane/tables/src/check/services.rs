@@ -1,9 +1,11 @@
 //! Target groups, load balancers, services and endpoints.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 
 use postern_selection::MaglevTable;
 
+use super::health;
 use super::network::{LocalKey, Network};
 use super::{CheckedEndpoint, CheckedGroup, CheckedService, Checker, Names};
 use crate::declaration::{self, Declaration, Protocol};
@@ -46,6 +48,7 @@ pub(super) fn groups(
             vpc: vpc.unwrap_or(0),
             pool: pool.unwrap_or(0),
             slots,
+            health: Arc::new(health::settings(checker, &|field| key(at, field), written)),
             targets,
         });
     }
