@@ -95,10 +95,12 @@ impl Bucket {
         None
     }
 
+    #[inline(always)]
     fn free_way(&self) -> Option<usize> {
         (self.used != FULL).then_some(self.used.trailing_ones() as usize)
     }
 
+    #[inline(always)]
     fn put(&mut self, way: usize, hash: u64, entry: u32) {
         self.tags[way] = tag(hash);
         self.entries[way] = entry;
@@ -169,15 +171,21 @@ pub fn find(buckets: &[Bucket], place: usize, hash: u64, is: impl Fn(u32) -> boo
     }
 }
 
-/// Adds an entry; false if there is no way free in either bucket and none can be made. `hash_of` gives the hash of an
-/// entry that is already in.
+/// Adds an entry to the first bucket of its hash; false if that is full.
+#[inline]
 #[must_use]
-pub fn insert(buckets: &mut [Bucket], hash: u64, entry: u32, hash_of: impl Fn(u32) -> u64) -> bool {
+pub fn insert_first(buckets: &mut [Bucket], hash: u64, entry: u32) -> bool {
+    let bucket = &mut buckets[first_place(buckets, hash)];
+    let Some(way) = bucket.free_way() else { return false };
+    bucket.put(way, hash, entry);
+    true
+}
+
+/// Adds an entry whose first bucket is full; false if there is no way free in its second and none can be made. `hash_of`
+/// gives the hash of an entry that is already in.
+#[must_use]
+pub fn insert_elsewhere(buckets: &mut [Bucket], hash: u64, entry: u32, hash_of: impl Fn(u32) -> u64) -> bool {
     let (first, second) = places(hash, buckets.len());
-    if let Some(way) = buckets[first].free_way() {
-        buckets[first].put(way, hash, entry);
-        return true;
-    }
     if let Some(way) = buckets[second].free_way() {
         buckets[second].put(way, hash, entry);
         buckets[first].spilled += 1;
@@ -223,6 +231,10 @@ mod tests {
     use std::collections::HashMap;
 
     use zerocopy::FromZeros;
+
+    fn insert(buckets: &mut [Bucket], hash: u64, entry: u32, hash_of: impl Fn(u32) -> u64) -> bool {
+        insert_first(buckets, hash, entry) || insert_elsewhere(buckets, hash, entry, hash_of)
+    }
 
     fn hash_of(entry: u32) -> u64 {
         let mut x = u64::from(entry).wrapping_add(0x9e37_79b9_7f4a_7c15).wrapping_mul(0xbf58_476d_1ce4_e5b9);

@@ -241,17 +241,25 @@ impl<'m> FlowTable<'m> {
     ///
     /// # Errors
     /// When there is no room; nothing is changed then.
-    pub fn insert(&mut self, mut record: FlowRecord, seconds: u64) -> Result<u32, InsertError> {
+    pub fn insert(&mut self, record: FlowRecord, seconds: u64) -> Result<u32, InsertError> {
+        self.insert_hashed(&record, self.hash(record.forward), seconds)
+    }
+
+    /// The same where the hash of the forward key is known.
+    ///
+    /// # Errors
+    /// As [`Self::insert`].
+    pub fn insert_hashed(&mut self, record: &FlowRecord, hash: u64, seconds: u64) -> Result<u32, InsertError> {
         let index = if self.header.free != NONE { self.header.free } else { self.header.fresh };
         if index as usize >= self.records.len() {
             return Err(InsertError::TableFull);
         }
         let next_free = self.records[index as usize].timer_next;
-        record.flags |= FlowRecord::FLAG_LIVE;
         // Written before it is indexed: making room for its second key may move the entry of its first, which takes the
         // hash from the record.
-        self.records[index as usize] = record;
-        if !self.index_keys(&record, index) {
+        self.records[index as usize] = *record;
+        self.records[index as usize].flags |= FlowRecord::FLAG_LIVE;
+        if !self.index_keys(record, hash, index) {
             self.release(index, next_free);
             return Err(InsertError::BucketFull);
         }
@@ -268,8 +276,8 @@ impl<'m> FlowTable<'m> {
     }
 
     /// Makes a record known by its keys; false, and nothing changed, if one finds no room.
-    fn index_keys(&mut self, record: &FlowRecord, index: u32) -> bool {
-        let forward_hash = self.hash(record.forward);
+    #[inline]
+    fn index_keys(&mut self, record: &FlowRecord, forward_hash: u64, index: u32) -> bool {
         if !self.index_insert(forward_hash, index) {
             return false;
         }
@@ -281,14 +289,21 @@ impl<'m> FlowTable<'m> {
         true
     }
 
+    #[inline]
     fn index_insert(&mut self, hash: u64, entry: u32) -> bool {
+        index::insert_first(self.buckets, hash, entry) || self.index_insert_elsewhere(hash, entry)
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn index_insert_elsewhere(&mut self, hash: u64, entry: u32) -> bool {
         let (records, secret) = (&*self.records, &self.secret);
         let hash_of = |entry: u32| {
             let record = &records[(entry & !REVERSE) as usize];
             let key = if entry & REVERSE == 0 { record.forward } else { record.reverse };
             fold_multiply(fold_multiply(key.addresses ^ secret[0], key.rest ^ secret[1]) ^ secret[2], secret[3])
         };
-        index::insert(self.buckets, hash, entry, hash_of)
+        index::insert_elsewhere(self.buckets, hash, entry, hash_of)
     }
 
     /// Ends a flow: its keys are found no more, its record is free.

@@ -11,9 +11,11 @@ use postern_translation::rewrite::{rewrite, rewrite_plain};
 use postern_wire::checksum::Delta;
 use postern_wire::parse::{PLAIN, plain_length, plain_tcp_flags, plain_ttl};
 use postern_wire::tcp::{FIN, RST, SYN};
-use postern_wire::{Direction, Frame, Parsed, Segmentation};
+use postern_wire::{Direction, Frame, Offload, PacketKind, Parsed, Segmentation};
 
+use crate::counters::WorkerCounters;
 use crate::forwarder::{Forwarder, Slot};
+use crate::next_hops::NextHop;
 use crate::outbox::Outbox;
 use crate::verdict::{DropReason, HandoffNote, Verdict, WorkerIndex};
 
@@ -57,27 +59,37 @@ impl Forwarder<'_> {
             return false;
         }
         *verdict = Verdict::Forward(hop.port);
-        hop.write_plain(head);
-        // Which direction it is cannot be foreseen: what depends on it is selected, not branched to.
-        let bytes = u64::from(length);
-        if let Some(counters) = self.counters.endpoints.get(record.endpoint as usize) {
-            counters.count(reverse, 1, bytes);
-        }
-        if let Some(counters) = self.counters.targets.get(record.target as usize) {
-            counters.count(reverse, 1, bytes);
-        }
         record.last_seen = tick;
-        record.count(reverse, 1, bytes);
-        let to = select_unpredictable(reverse, &record.forward, &record.reverse).reversed();
-        let plan = RewritePlan {
-            addresses: to.addresses,
-            ports: to.ports(),
-            address_delta: Delta(record.address_delta).negated_if(reverse),
-            full_delta: Delta(record.full_delta).negated_if(reverse),
-        };
-        rewrite_plain(head, tcp, &plan, offload);
+        send_plain(head, length, tcp, offload, record, reverse, hop, &self.counters);
         frame.truncate(usize::from(length) + 14);
         true
+    }
+
+    /// Sends a flow's first packet on its way.
+    #[inline]
+    pub(crate) fn forward_first(
+        &mut self,
+        frame: &mut Frame<'_>,
+        slot: &Slot,
+        index: u32,
+        endpoint_mtu: u16,
+        outbox: &mut Outbox,
+        now: Now,
+    ) -> Verdict {
+        if slot.is_plain()
+            && let Some((head, offload)) = frame.head_mut::<PLAIN>()
+        {
+            let record = self.table.record_mut(index);
+            let hop = self.hops.at(record.forward_hop);
+            let length = plain_length(head);
+            if length <= endpoint_mtu && length <= hop.plain_mtu && plain_ttl(head) > 1 {
+                let tcp = slot.parsed.kind == PacketKind::Tcp;
+                send_plain(head, length, tcp, offload, record, false, hop, &self.counters);
+                frame.truncate(usize::from(length) + 14);
+                return Verdict::Forward(hop.port);
+            }
+        }
+        self.forward(frame, &slot.parsed, index, false, endpoint_mtu, outbox, now)
     }
 
     /// A packet whose flow is in the table. Any packet: plain ones of steady flows come here only if something is amiss.
@@ -286,6 +298,39 @@ impl Forwarder<'_> {
                     groups.into_iter().any(|group| group.members.contains(&target))
                 })
     }
+}
+
+/// Rewrites a plain packet by its flow's record and counts it.
+#[inline(always)]
+#[expect(clippy::too_many_arguments, reason = "the pieces of one packet, all in registers")]
+fn send_plain(
+    head: &mut [u8; PLAIN],
+    length: u16,
+    tcp: bool,
+    offload: &Offload,
+    record: &mut FlowRecord,
+    reverse: bool,
+    hop: &NextHop,
+    counters: &WorkerCounters,
+) {
+    hop.write_plain(head);
+    // Which direction it is cannot be foreseen: what depends on it is selected, not branched to.
+    let bytes = u64::from(length);
+    if let Some(counters) = counters.endpoints.get(record.endpoint as usize) {
+        counters.count(reverse, 1, bytes);
+    }
+    if let Some(counters) = counters.targets.get(record.target as usize) {
+        counters.count(reverse, 1, bytes);
+    }
+    record.count(reverse, 1, bytes);
+    let to = select_unpredictable(reverse, &record.forward, &record.reverse).reversed();
+    let plan = RewritePlan {
+        addresses: to.addresses,
+        ports: to.ports(),
+        address_delta: Delta(record.address_delta).negated_if(reverse),
+        full_delta: Delta(record.full_delta).negated_if(reverse),
+    };
+    rewrite_plain(head, tcp, &plan, offload);
 }
 
 /// The segments of a super-frame.

@@ -5,35 +5,19 @@ use std::net::Ipv4Addr;
 
 use postern_flows::{FlowRecord, InsertError, State};
 use postern_measurement::Now;
-use postern_tables::snapshot::{
-    Endpoint, EndpointIndex, Listener, LocalAddress, PoolIndex, ReturnPath, SnatPool, Target, TargetIndex, VpcIndex,
-};
+use postern_tables::snapshot::{EndpointIndex, LocalAddress, ReturnPath, VpcIndex};
 use postern_translation::RewritePlan;
-use postern_translation::ports::{LaneKey, Lease, Need, Refusal};
+use postern_translation::ports::{Lease, Need, Refusal};
 use postern_wire::tcp::{ACK, FIN, RST, SYN};
-use postern_wire::{AttachmentIndex, FlowKey, Frame, MacAddress, PacketKind, Parsed};
-use std::net::SocketAddrV4;
-use std::sync::Arc;
+use postern_wire::{FlowKey, Frame, MacAddress, PacketKind, Parsed};
 
 use crate::forwarder::{Forwarder, Slot};
 use crate::outbox::{Outbox, PeerMessage};
 use crate::verdict::{DropReason, HandoffNote, Verdict, WorkerIndex};
+use crate::ways::{Way, WayKey};
 
 /// Half-open flows looked at for one to evict.
 const EVICTIONS: usize = 4;
-
-/// What a first packet leads to.
-struct Choice<'s> {
-    endpoint_index: EndpointIndex,
-    endpoint: &'s Endpoint,
-    listener: &'s Listener,
-    target_index: TargetIndex,
-    target: &'s Target,
-    pool: PoolIndex,
-    /// The attachment behind which the target is, and the neighbour to send to.
-    attachment: AttachmentIndex,
-    neighbour: Ipv4Addr,
-}
 
 impl Forwarder<'_> {
     /// A TCP or UDP packet whose flow was not found.
@@ -90,7 +74,7 @@ impl Forwarder<'_> {
         now: Now,
     ) -> Verdict {
         let parsed = &slot.parsed;
-        let owner = self.ownership.of_flow(parsed.key);
+        let owner = if self.workers == 1 { self.worker.0 } else { self.ownership.of_flow(parsed.key) };
         if owner != self.worker.0 && owner < self.workers {
             match note {
                 None => return Verdict::Handoff(WorkerIndex(owner), HandoffNote::Owned),
@@ -110,34 +94,21 @@ impl Forwarder<'_> {
         if parsed.ttl <= 1 {
             return self.ttl_expired(frame, parsed, index.0, outbox, now);
         }
-        let snapshot = Arc::clone(&self.snapshot);
         let sequence = match parsed.kind {
             PacketKind::Tcp => sequence_number(frame, parsed),
             _ => 0,
         };
-        let choice = match self.choose(&snapshot, index, parsed.key, sequence) {
-            Ok(choice) => choice,
+        let place = match self.choose(index, parsed.key, sequence) {
+            Ok(place) => place,
             Err(reason) => return self.refuse_for(index.0, reason),
         };
-        let (lease, snat) = match self.lease(&snapshot, &choice, parsed.key, note, outbox, now) {
+        let (lease, snat) = match self.lease(place, slot, note, outbox, now) {
             Ok(lease) => lease,
             Err(Leaseless::Ask(worker, note)) => return Verdict::Handoff(worker, note),
-            Err(Leaseless::Refused(reason)) => {
-                if reason == DropReason::PortsExhausted {
-                    self.count_port_error(&choice);
-                }
-                return self.refuse_for(index.0, reason);
-            }
+            Err(Leaseless::Refused(reason)) => return self.refuse_for(index.0, reason),
         };
-        let made = self.record(frame, parsed, &choice, &lease, snat, note, outbox, now);
-        match made {
-            Ok(flow) => {
-                if parsed.kind == PacketKind::Tcp {
-                    let (mtu, mss) = (choice.endpoint.mtu, choice.listener.mss);
-                    self.clamp_to(frame, parsed, self.table.record(flow), mtu, mss);
-                }
-                self.forward(frame, parsed, flow, false, choice.endpoint.mtu, outbox, now)
-            }
+        match self.record(frame, slot, place, &lease, snat, note, outbox, now) {
+            Ok((flow, mtu)) => self.forward_first(frame, slot, flow, mtu, outbox, now),
             Err(reason) => {
                 self.snat.release(lease.lane, lease.port, 0, now);
                 self.refuse_for(index.0, reason)
@@ -169,80 +140,89 @@ impl Forwarder<'_> {
         self.refuse_for(index.0, DropReason::NoFlow)
     }
 
-    /// Endpoint → listener → target group → target → route.
-    fn choose<'s>(
-        &self,
-        snapshot: &'s postern_tables::Snapshot,
-        index: EndpointIndex,
-        key: FlowKey,
-        sequence: u32,
-    ) -> Result<Choice<'s>, DropReason> {
+    /// Endpoint → listener → target group → target: the place of that way.
+    #[inline]
+    fn choose(&mut self, index: EndpointIndex, key: FlowKey, sequence: u32) -> Result<usize, DropReason> {
+        let snapshot = &*self.snapshot;
         let endpoint = snapshot.endpoint(index).ok_or(DropReason::NotLocal)?;
-        let listener = snapshot
+        let number = snapshot
             .listener(endpoint.service, key.protocol(), key.destination_port())
-            .and_then(|listener| snapshot.listeners.get(listener.at()))
             .ok_or(DropReason::NoListener)?;
+        let listener = snapshot.listeners.get(number.at()).ok_or(DropReason::NoListener)?;
         let hash = snapshot.selection.hash(key, sequence);
         let group = listener.group(hash).and_then(|group| snapshot.target_groups.get(group.at()));
         let group = group.ok_or(DropReason::NoTarget)?;
-        let target_index = group.target(hash).ok_or(DropReason::NoTarget)?;
-        let target = snapshot.target(target_index).ok_or(DropReason::NoTarget)?;
-        let route = snapshot.route(target.vpc, target.address).ok_or(DropReason::NoRoute)?;
-        Ok(Choice {
-            endpoint_index: index,
-            endpoint,
-            listener,
-            target_index,
-            target,
-            pool: group.pool,
-            attachment: route.attachment,
-            neighbour: route.via.unwrap_or(target.address),
-        })
+        let target = group.target(hash).ok_or(DropReason::NoTarget)?;
+        self.ways.find(snapshot, WayKey { endpoint: index, listener: number, target, pool: group.pool })
     }
 
     /// Finds a port toward the target: first a rested one of our own, then of another worker, then one that still rests, then
     /// that of the oldest half-open flow.
+    #[inline]
     fn lease(
         &mut self,
-        snapshot: &postern_tables::Snapshot,
-        choice: &Choice<'_>,
-        key: FlowKey,
+        place: usize,
+        slot: &Slot,
         note: Option<HandoffNote>,
         outbox: &mut Outbox,
         now: Now,
     ) -> Result<(Lease, Ipv4Addr), Leaseless> {
-        let refused = |reason| Err(Leaseless::Refused(reason));
-        let Some(pool) = snapshot.pools.get(choice.pool.at()).filter(|pool| !pool.addresses.is_empty()) else {
-            return refused(DropReason::NoSnatAddress);
-        };
+        let none = Leaseless::Refused(DropReason::NoSnatAddress);
+        let Some(way) = self.ways.at(place) else { return Err(none) };
+        let Some(pool) = self.snapshot.pools.get(way.pool.at()) else { return Err(none) };
+        // The flow's hash chooses the address.
+        let first = ((u128::from(slot.hash) * pool.addresses.len() as u128) >> 64) as usize;
+        let asked_before = matches!(note, Some(HandoffNote::Borrow { round: 1.., .. }));
+        if !asked_before
+            && let Some(snat) = pool.addresses.get(first)
+            && let Ok(lease) = self.snat.allocate(way.lane(*snat), pool.ports.clone(), Need::Rested, now)
+        {
+            return Ok((lease, *snat));
+        }
+        let way = *way;
+        self.search_lease(&way, first, note, outbox, now)
+    }
+
+    /// The same where the first address has no rested port.
+    #[cold]
+    #[inline(never)]
+    fn search_lease(
+        &mut self,
+        way: &Way,
+        first: usize,
+        note: Option<HandoffNote>,
+        outbox: &mut Outbox,
+        now: Now,
+    ) -> Result<(Lease, Ipv4Addr), Leaseless> {
         let (origin, asked, round) = match note {
             Some(HandoffNote::Borrow { origin, asked, round }) => (origin, asked, round),
             _ => (self.worker, 1, 0),
         };
         let alone = self.workers == 1;
         if round == 0 {
-            if let Some(lease) = self.lease_from(pool, choice, key, Need::Rested, now) {
+            if let Some(lease) = self.lease_from(way, first, Need::Rested, now) {
                 return Ok(lease);
             }
             if !alone {
                 return Err(self.ask_next(origin, asked, 0));
             }
         }
-        if let Some((lease, snat)) = self.lease_from(pool, choice, key, Need::Any, now) {
+        if let Some((lease, snat)) = self.lease_from(way, first, Need::Any, now) {
             if lease.early {
                 self.counters.ports_early.add(1);
             }
             return Ok((lease, snat));
         }
-        if self.evict_half_open(pool, choice, key, outbox, now)
-            && let Some(lease) = self.lease_from(pool, choice, key, Need::Any, now)
+        if self.evict_half_open(way, outbox, now)
+            && let Some(lease) = self.lease_from(way, first, Need::Any, now)
         {
             return Ok(lease);
         }
         if !alone && (round == 0 || asked < self.workers) {
             return Err(self.ask_next(origin, asked, 1));
         }
-        refused(DropReason::PortsExhausted)
+        self.count_port_error(way);
+        Err(Leaseless::Refused(DropReason::PortsExhausted))
     }
 
     /// Whom to ask after this worker has found nothing: everyone in turn, then everyone once more with less restraint.
@@ -256,18 +236,12 @@ impl Forwarder<'_> {
         Leaseless::Ask(next, note)
     }
 
-    fn lease_from(
-        &mut self,
-        pool: &SnatPool,
-        choice: &Choice<'_>,
-        key: FlowKey,
-        need: Need,
-        now: Now,
-    ) -> Option<(Lease, Ipv4Addr)> {
-        let start = ((u128::from(self.table.hash(key)) * pool.addresses.len() as u128) >> 64) as usize;
-        let (after, before) = (&pool.addresses[start..], &pool.addresses[..start]);
+    /// A port of one of the pool's addresses, which are tried in turn from the position `first` on.
+    fn lease_from(&mut self, way: &Way, first: usize, need: Need, now: Now) -> Option<(Lease, Ipv4Addr)> {
+        let pool = self.snapshot.pools.get(way.pool.at())?;
+        let (before, after) = pool.addresses.split_at_checked(first)?;
         for snat in after.iter().chain(before) {
-            match self.snat.allocate(lane(*snat, choice, key), pool.ports.clone(), need, now) {
+            match self.snat.allocate(way.lane(*snat), pool.ports.clone(), need, now) {
                 Ok(lease) => return Some((lease, *snat)),
                 Err(Refusal::Exhausted) => {}
                 Err(Refusal::LanesFull | Refusal::BlocksFull) => return None,
@@ -277,17 +251,11 @@ impl Forwarder<'_> {
     }
 
     /// Ends the oldest half-open flow toward the target, if there is one.
-    fn evict_half_open(
-        &mut self,
-        pool: &SnatPool,
-        choice: &Choice<'_>,
-        key: FlowKey,
-        outbox: &mut Outbox,
-        now: Now,
-    ) -> bool {
+    fn evict_half_open(&mut self, way: &Way, outbox: &mut Outbox, now: Now) -> bool {
+        let Some(pool) = self.snapshot.pools.get(way.pool.at()) else { return false };
         let mut oldest: Option<(u32, u32)> = None;
         for snat in pool.addresses.iter().take(EVICTIONS) {
-            let Some(lane) = self.snat.find(lane(*snat, choice, key)) else { continue };
+            let Some(lane) = self.snat.find(way.lane(*snat)) else { continue };
             let first = self.snat.half_open(lane).first;
             if first == postern_flows::NONE {
                 continue;
@@ -303,88 +271,75 @@ impl Forwarder<'_> {
         true
     }
 
-    /// Writes the record of a new flow.
+    /// Writes the record of a new flow, and clamps what a SYN offers; returns its number and the endpoint's MTU.
     #[expect(clippy::too_many_arguments, reason = "everything that a flow is made of")]
+    #[inline]
     fn record(
         &mut self,
-        frame: &Frame<'_>,
-        parsed: &Parsed,
-        choice: &Choice<'_>,
+        frame: &mut Frame<'_>,
+        slot: &Slot,
+        place: usize,
         lease: &Lease,
         snat: Ipv4Addr,
         note: Option<HandoffNote>,
         outbox: &mut Outbox,
         now: Now,
-    ) -> Result<u32, DropReason> {
-        let forward = parsed.key;
-        let protocol = forward.protocol();
-        let target = SocketAddrV4::new(choice.target.address, choice.target.port);
-        let reverse = FlowKey::new(choice.attachment, protocol, target, SocketAddrV4::new(snat, lease.port));
-        let reverse_hop = self.return_hop(frame, forward, choice.endpoint.vpc)?;
-        let forward_hop = self
+    ) -> Result<(u32, u16), DropReason> {
+        let way = self.ways.at(place).ok_or(DropReason::NoTarget)?;
+        let (forward, mtu, mss) = (slot.parsed.key, way.mtu, way.mss);
+        let mut record = way.record;
+        record.reverse = record.reverse.to(snat, lease.port);
+        record.forward_hop = self
             .hops
-            .neighbour(&self.snapshot, &self.ports, choice.attachment, choice.neighbour)
+            .neighbour(&self.snapshot, &self.ports, way.attachment, way.neighbour)
             .ok_or(DropReason::NextHopsFull)?;
-        let plan = RewritePlan::between(forward, reverse.reversed());
-        let tcp = parsed.kind == PacketKind::Tcp;
+        record.reverse_hop = self.return_hop(frame, forward, way.vpc)?;
+        record.forward = forward;
+        let plan = RewritePlan::between(forward, record.reverse.reversed());
+        (record.address_delta, record.full_delta) = (plan.address_delta.0, plan.full_delta.0);
+        let tcp = slot.parsed.kind == PacketKind::Tcp;
         let state = if tcp { State::SynSent } else { State::Udp };
+        record.state = state as u8;
+        record.idle_seconds = state.idle_seconds(record.listener_idle_seconds);
+        (record.last_seen, record.started) = (now.tick(), now.tick());
+        record.lane = lease.lane;
         let lent_to = match note {
             Some(HandoffNote::Borrow { origin, .. }) if origin != self.worker => Some(origin),
             _ => None,
         };
-        let pool = &self.snapshot.pools[choice.pool.at()];
-        let record = FlowRecord {
-            forward,
-            reverse,
-            address_delta: plan.address_delta.0,
-            full_delta: plan.full_delta.0,
-            forward_hop,
-            reverse_hop,
-            last_seen: now.tick(),
-            started: now.tick(),
-            state: state as u8,
-            flags: if lent_to.is_some() { FlowRecord::FLAG_LENT } else { 0 },
-            idle_seconds: state.idle_seconds(choice.listener.idle_seconds),
-            listener_idle_seconds: choice.listener.idle_seconds,
-            endpoint: choice.endpoint_index.0,
-            policy_epoch: choice.endpoint.policy_epoch,
-            target: choice.target_index.0,
-            target_incarnation: choice.target.incarnation,
-            lane: lease.lane,
-            rest_seconds: pool.rest_seconds.min(240) as u8,
-            bucket_owner: lent_to.map_or(0, |worker| worker.0 as u8),
-            half_open_next: postern_flows::NONE,
-            half_open_previous: postern_flows::NONE,
-            ..FlowRecord::default()
-        };
+        if let Some(origin) = lent_to {
+            record.flags = FlowRecord::FLAG_LENT;
+            record.bucket_owner = origin.0 as u8;
+        }
         if let Some(origin) = lent_to
             && !outbox.message(origin, PeerMessage::Lent { key: forward, holder: self.worker })
         {
             return Err(DropReason::OutboxFull);
         }
-        let index = self.table.insert(record, now.seconds()).map_err(|error| match error {
+        let index = self.table.insert_hashed(&record, slot.hash, now.seconds()).map_err(|error| match error {
             InsertError::TableFull => DropReason::FlowTableFull,
             InsertError::BucketFull => DropReason::FlowBucketFull,
         })?;
-        self.hops.hold(forward_hop);
-        self.hops.hold(reverse_hop);
+        self.hops.hold(record.forward_hop);
+        self.hops.hold(record.reverse_hop);
         if tcp {
             self.enter_half_open(index);
+            self.clamp_to(frame, &slot.parsed, &record, mtu, mss);
         }
         if lent_to.is_some() {
             self.counters.flows_lent.add(1);
         }
         self.counters.flows.add(1);
         self.counters.flows_new.add(1);
-        if let Some(counters) = self.counters.endpoints.get(choice.endpoint_index.at()) {
+        if let Some(counters) = self.counters.endpoints.get(record.endpoint as usize) {
             counters.flows.add(1);
             counters.flows_new.add(1);
         }
-        if let Some(counters) = self.counters.targets.get(choice.target_index.at()) {
+        if let Some(counters) = self.counters.targets.get(record.target as usize) {
             counters.flows.add(1);
             counters.flows_new.add(1);
         }
-        Ok(index)
+        Ok((index, mtu))
     }
 
     /// The hop for replies: by route, or to where the request came from.
@@ -408,11 +363,11 @@ impl Forwarder<'_> {
         hop.ok_or(DropReason::NextHopsFull)
     }
 
-    fn count_port_error(&self, choice: &Choice<'_>) {
-        if let Some(counters) = self.counters.endpoints.get(choice.endpoint_index.at()) {
+    fn count_port_error(&self, way: &Way) {
+        if let Some(counters) = self.counters.endpoints.get(way.record.endpoint as usize) {
             counters.port_allocation_errors.add(1);
         }
-        if let Some(counters) = self.counters.targets.get(choice.target_index.at()) {
+        if let Some(counters) = self.counters.targets.get(way.record.target as usize) {
             counters.port_allocation_errors.add(1);
         }
     }
@@ -432,16 +387,6 @@ enum Leaseless {
     /// Another worker may have a port.
     Ask(WorkerIndex, HandoffNote),
     Refused(DropReason),
-}
-
-fn lane(snat: Ipv4Addr, choice: &Choice<'_>, key: FlowKey) -> LaneKey {
-    LaneKey {
-        snat,
-        target: choice.target.address,
-        target_port: choice.target.port,
-        vpc: choice.attachment.0,
-        protocol: key.protocol(),
-    }
 }
 
 fn is_bad_source(key: FlowKey) -> bool {

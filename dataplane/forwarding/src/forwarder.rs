@@ -18,6 +18,7 @@ use crate::next_hops::{NextHops, own_mac};
 use crate::outbox::Outbox;
 use crate::verdict::{DropReason, HandoffNote, Verdict, WorkerIndex};
 use crate::waiting::WaitingRoom;
+use crate::ways::Ways;
 
 /// Largest number of frames in a burst.
 pub const BURST: usize = 64;
@@ -115,6 +116,7 @@ pub struct Forwarder<'m> {
     pub(crate) table: FlowTable<'m>,
     pub(crate) snat: PortAllocator<'m>,
     pub(crate) hops: NextHops,
+    pub(crate) ways: Ways,
     pub(crate) waiting: WaitingRoom,
     pub(crate) answers: TokenBucket,
     /// How many rests the allocator had cut short when they were counted last.
@@ -142,6 +144,14 @@ pub(crate) struct Slot {
     pub(crate) parsed: Parsed,
     /// Of frames that are not plain.
     pub(crate) admission: Admission,
+}
+
+impl Slot {
+    /// Whether all headers are where [`parse_plain`] has them.
+    #[inline]
+    pub(crate) fn is_plain(&self) -> bool {
+        self.plain != NOT_PLAIN
+    }
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -227,6 +237,7 @@ impl<'m> Forwarder<'m> {
             table: FlowTable::create(flows, config.flows, config.secret)?,
             snat,
             hops: NextHops::new(c ^ a.rotate_left(7)),
+            ways: Ways::new(),
             waiting: WaitingRoom::new(),
             answers: TokenBucket::new(ANSWERS_PER_SECOND, ANSWERS_AT_ONCE),
             rests_cut_short: 0,
@@ -365,7 +376,7 @@ impl<'m> Forwarder<'m> {
         outbox: &mut Outbox,
         now: Now,
     ) -> Verdict {
-        if slot.plain != NOT_PLAIN {
+        if slot.is_plain() {
             let Some(head) = frame.head() else { return self.refuse(DropReason::Truncated) };
             slot.parsed = plain(head, slot.plain);
         } else {
@@ -376,7 +387,10 @@ impl<'m> Forwarder<'m> {
             }
         }
         // Looked up only now: an earlier packet of the burst may have made the flow, or ended it.
-        slot.found = self.table.find(slot.parsed.key, slot.hash);
+        slot.found = self.table.candidate(slot.place, slot.hash);
+        if !slot.found.is_nothing() {
+            slot.found = self.table.find(slot.parsed.key, slot.hash);
+        }
         if slot.found.is_nothing() {
             self.first(frame, slot, note, outbox, now)
         } else {
@@ -427,6 +441,7 @@ impl<'m> Forwarder<'m> {
     /// by its next packet if its endpoint's policy epoch has moved.
     pub fn apply(&mut self, snapshot: Arc<Snapshot>) -> Arc<Snapshot> {
         let old = std::mem::replace(&mut self.snapshot, snapshot);
+        self.ways.forget();
         if old.attachments != self.snapshot.attachments {
             self.link_up();
         }

@@ -16,6 +16,7 @@ pub mod outbox;
 mod tests;
 pub mod verdict;
 mod waiting;
+mod ways;
 
 pub use counters::WorkerCounters;
 pub use forwarder::{BURST, FlowView, Forwarder, ForwarderConfig, ForwarderError, NeighbourEvent, PortInfo};

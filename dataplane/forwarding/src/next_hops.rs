@@ -21,6 +21,8 @@ const HEADER: usize = 18;
 pub(crate) const CAPACITY: usize = 65_536;
 /// Hops looked at for one to reuse.
 const SWEEP: usize = 64;
+/// Neighbours that are found without a search.
+const RECENT: usize = 256;
 
 /// Where packets go. In a cache line of its own: every packet reads one.
 #[derive(Debug, Clone, Copy)]
@@ -67,7 +69,15 @@ impl HopKey {
 pub(crate) struct NextHops {
     hops: Vec<NextHop>,
     found: HashMap<HopKey, u32, Secret>,
+    /// Neighbours found last, by [`recent_place`]. Only hints: the hop itself says whether it is the one.
+    recent: [u32; RECENT],
     hand: usize,
+}
+
+/// Where in [`NextHops::recent`] a neighbour stands.
+const fn recent_place(attachment: AttachmentIndex, address: Ipv4Addr) -> usize {
+    let bits = address.to_bits();
+    (bits ^ bits >> 8 ^ attachment.0 as u32) as usize % RECENT
 }
 
 impl NextHops {
@@ -75,6 +85,7 @@ impl NextHops {
         Self {
             hops: Vec::with_capacity(CAPACITY),
             found: HashMap::with_capacity_and_hasher(CAPACITY, Secret(secret)),
+            recent: [0; RECENT],
             hand: 0,
         }
     }
@@ -92,6 +103,7 @@ impl NextHops {
     }
 
     /// The hop to a neighbour; made unresolved if it is new. `None` if the table is full.
+    #[inline]
     pub(crate) fn neighbour(
         &mut self,
         snapshot: &Snapshot,
@@ -99,11 +111,31 @@ impl NextHops {
         attachment: AttachmentIndex,
         address: Ipv4Addr,
     ) -> Option<u32> {
-        let key = HopKey::neighbour(attachment, address);
-        if let Some(index) = self.found.get(&key) {
-            return Some(*index);
+        let recent = self.recent[recent_place(attachment, address)];
+        if let Some(hop) = self.hop(recent)
+            && hop.address == address
+            && hop.attachment == attachment
+        {
+            return Some(recent);
         }
-        self.add(key, NextHop::new(snapshot, ports, attachment, address, None)?)
+        self.search(snapshot, ports, attachment, address)
+    }
+
+    #[inline(never)]
+    fn search(
+        &mut self,
+        snapshot: &Snapshot,
+        ports: &[PortInfo],
+        attachment: AttachmentIndex,
+        address: Ipv4Addr,
+    ) -> Option<u32> {
+        let key = HopKey::neighbour(attachment, address);
+        let index = match self.found.get(&key) {
+            Some(index) => *index,
+            None => self.add(key, NextHop::new(snapshot, ports, attachment, address, None)?)?,
+        };
+        self.recent[recent_place(attachment, address)] = index;
+        Some(index)
     }
 
     /// The hop to the station that a frame came from.

@@ -6,10 +6,15 @@
 //! open and half of its ports free while memory and the range allow, so that the next port is hard to guess (RFC 6056);
 //! under need it goes on until the very last port.
 //!
+//! Eight open blocks are at **hand**: the common lease draws one of them and tries three of its ports, which takes some
+//! dozens of instructions however many ports are in use. Where that fails, all open blocks are looked at, and the one that
+//! is found comes to hand for another.
+//!
 //! A freed port **rests** before it is used again toward the same target, which may still be in TIME-WAIT (RFC 6056 §3.1).
 //! Rests end in the order of release. Every call does a small bounded amount of work.
 
 mod bitmap;
+mod hand;
 mod index;
 mod random;
 mod region;
@@ -21,9 +26,9 @@ use std::ops::RangeInclusive;
 use postern_measurement::Now;
 
 use bitmap::{
-    BlockSet, block_of, blocks_of, contains, insert, pick_block, pick_of_few, pick_port, ports_in_block, remove,
+    BLOCK_PORTS, BlockSet, block_of, blocks_of, contains, insert, pick_block, pick_of_few, pick_port, ports_in_block,
+    remove,
 };
-use random::draw;
 pub use region::{HalfOpenList, NONE, PortCapacity, RegionError};
 use region::{Lane, Region, Rest, halves};
 use resting::is_due;
@@ -114,6 +119,8 @@ pub struct PortAllocator<'m> {
     /// The range of the last allocation, and its owned blocks: most often the next one's too.
     range: RangeInclusive<u16>,
     allowed: BlockSet,
+    /// Those of them all of whose ports are in the range.
+    whole: BlockSet,
 }
 
 impl<'m> PortAllocator<'m> {
@@ -141,14 +148,14 @@ impl<'m> PortAllocator<'m> {
     }
 
     const fn new(region: Region<'m>) -> Self {
-        Self { region, range: NO_RANGE, allowed: [0; 8] }
+        Self { region, range: NO_RANGE, allowed: [0; 8], whole: [0; 8] }
     }
 
     /// Sets which of the 512 blocks of 128 ports this worker owns: block n in bit n mod 64 of word n / 64. Leased ports of
     /// blocks that it no longer owns stay leased.
     pub fn set_owned(&mut self, owned: [u64; 8]) {
         self.region.header.owned = owned;
-        (self.range, self.allowed) = (NO_RANGE, [0; 8]);
+        (self.range, self.allowed, self.whole) = (NO_RANGE, [0; 8], [0; 8]);
     }
 
     /// Leases a port of `ports` toward the lane's target.
@@ -163,18 +170,78 @@ impl<'m> PortAllocator<'m> {
         now: Now,
     ) -> Result<Lease, Refusal> {
         if (ports.start(), ports.end()) != (self.range.start(), self.range.end()) {
-            let (owned, blocks) = (&self.region.header.owned, blocks_of(&ports));
-            self.allowed = std::array::from_fn(|word| owned[word] & blocks[word]);
-            self.range = ports.clone();
+            self.learn_range(&ports);
         }
         let key = key.words();
-        let random = self.draw();
-        let lane = match self.region.lane(key) {
+        let lane = self.region.lane(key);
+        if let Some(lane) = lane
+            && let Some(lease) = self.lease_from_hand(lane)
+        {
+            return Ok(lease);
+        }
+        self.search(lane, key, &ports, need, now)
+    }
+
+    #[cold]
+    fn learn_range(&mut self, ports: &RangeInclusive<u16>) {
+        let (owned, blocks) = (&self.region.header.owned, blocks_of(ports));
+        self.allowed = std::array::from_fn(|word| owned[word] & blocks[word]);
+        self.whole = self.allowed;
+        for edge in [*ports.start(), *ports.end()].map(block_of) {
+            if ports_in_block(ports, edge) != u128::MAX {
+                remove(&mut self.whole, edge);
+            }
+        }
+        self.range = ports.clone();
+    }
+
+    /// The common case: one of the blocks at hand has one of three ports that are drawn at random.
+    #[inline]
+    fn lease_from_hand(&mut self, lane: u32) -> Option<Lease> {
+        let random = self.region.draw_half();
+        let Region { header, lanes, blocks, .. } = &mut self.region;
+        let owner = &mut lanes[lane as usize];
+        let memory_is_short = header.blocks_used as usize * 2 >= blocks.len();
+        if owner.taken * 2 >= owner.blocks * BLOCK_PORTS
+            || owner.blocks < OPEN_BLOCKS && !memory_is_short
+            || !owner.hand.is_whole(owner.blocks - owner.full_blocks)
+        {
+            return None;
+        }
+        let block = owner.hand.draw(random as u8);
+        let entry = blocks.get_mut(block as usize)?;
+        if !contains(&self.whole, entry.number) {
+            return None;
+        }
+        let tries = [random >> 8, random >> 15, random >> 22].map(|bits| bits % BLOCK_PORTS);
+        let port = tries.into_iter().find(|port| entry.take(*port))?;
+        let number = entry.number;
+        owner.taken += 1;
+        header.leased += 1;
+        if entry.is_full() {
+            owner.fill(block, number);
+        }
+        Some(Lease { lane, port: number * BLOCK_PORTS as u16 + port as u16, early: false })
+    }
+
+    /// Every other case: a lane's first port, more blocks, the edges of a range, ports that rest, none at all.
+    #[cold]
+    #[inline(never)]
+    fn search(
+        &mut self,
+        lane: Option<u32>,
+        key: [u64; 2],
+        ports: &RangeInclusive<u16>,
+        need: Need,
+        now: Now,
+    ) -> Result<Lease, Refusal> {
+        let random = self.region.draw();
+        let lane = match lane {
             Some(lane) => lane,
             None if self.allowed == [0; 8] => return Err(Refusal::Exhausted),
             None => self.region.add_lane(key, need)?,
         };
-        let lease = self.allocate_in(lane, &ports, need, now, random);
+        let lease = self.allocate_in(lane, ports, need, now, random);
         if lease.is_err() {
             self.region.remove_lane_if_empty(lane);
         }
@@ -258,12 +325,6 @@ impl<'m> PortAllocator<'m> {
         }
     }
 
-    fn draw(&mut self) -> u64 {
-        let header = &mut *self.region.header;
-        header.draws = header.draws.wrapping_add(1);
-        draw(header.secret, header.draws)
-    }
-
     fn allocate_in(
         &mut self,
         lane: u32,
@@ -303,7 +364,7 @@ impl<'m> PortAllocator<'m> {
             (free * 4 <= self.region.blocks.len() as u32, free * 2 <= self.region.blocks.len() as u32);
         let Lane { blocks, taken, .. } = self.region.lanes[lane as usize];
         let few = if short { 1 } else { OPEN_BLOCKS };
-        let dense = if scarce { taken == blocks * 128 } else { taken * 2 >= blocks * 128 };
+        let dense = if scarce { taken == blocks * BLOCK_PORTS } else { taken * 2 >= blocks * BLOCK_PORTS };
         if blocks >= few && !dense {
             return None;
         }
@@ -342,8 +403,7 @@ impl<'m> PortAllocator<'m> {
         None
     }
 
-    /// Leases a free port of the range in a block that has one.
-    #[inline]
+    /// Leases a free port of the range in a block that has one, which comes to hand.
     fn lease_in(&mut self, lane: u32, block: u32, ports: &RangeInclusive<u16>, random: u64) -> Lease {
         let entry = &mut self.region.blocks[block as usize];
         let bit = pick_port(halves(!entry.taken() & ports_in_block(ports, entry.number)), random);
@@ -353,8 +413,9 @@ impl<'m> PortAllocator<'m> {
         let owner = &mut self.region.lanes[lane as usize];
         owner.taken += 1;
         if taken == u128::MAX {
-            remove(&mut owner.open, number);
-            insert(&mut owner.full, number);
+            owner.fill(block, number);
+        } else {
+            owner.hand.take_up(block, (random >> 40) as usize);
         }
         self.region.header.leased += 1;
         Lease { lane, port: number * 128 + bit, early: false }

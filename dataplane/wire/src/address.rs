@@ -90,14 +90,18 @@ impl Ipv4Prefix {
     }
 
     /// Whether `address` is in the network.
+    #[inline]
     #[must_use]
-    pub fn contains(self, address: Ipv4Addr) -> bool {
+    pub const fn contains(self, address: Ipv4Addr) -> bool {
         address.to_bits() & mask(self.length) == self.network.to_bits()
     }
 }
 
-fn mask(length: u8) -> u32 {
-    u32::MAX.checked_shl(32 - u32::from(length)).unwrap_or(0)
+/// The leading `length` (0…32) bits.
+#[inline]
+const fn mask(length: u8) -> u32 {
+    // In 64 bits, so that a shift by 32 is one.
+    (u32::MAX as u64).wrapping_shl(32 - length as u32) as u32
 }
 
 impl FromStr for Ipv4Prefix {

@@ -67,6 +67,17 @@ impl FlowKey {
         Self { addresses: self.addresses, rest: (self.rest & !(0xffff << 32)) | (attachment.0 as u64) << 32 }
     }
 
+    /// The same key with another destination.
+    #[inline]
+    #[must_use]
+    pub const fn to(self, address: Ipv4Addr, port: u16) -> Self {
+        let address = u32::from_le_bytes(address.octets()) as u64;
+        Self {
+            addresses: self.addresses & 0xffff_ffff | address << 32,
+            rest: self.rest & !0xffff_0000 | (port.swap_bytes() as u64) << 16,
+        }
+    }
+
     /// The four port bytes as they stand in the packet, read as little-endian.
     #[inline]
     #[must_use]
@@ -148,5 +159,7 @@ mod tests {
         assert_eq!(back.reversed(), key);
         assert_eq!(key.on(AttachmentIndex(2)).attachment(), AttachmentIndex(2));
         assert_eq!(key.on(AttachmentIndex(2)).protocol(), 6);
+        let other = SocketAddrV4::new(Ipv4Addr::new(172, 16, 5, 4), 51_000);
+        assert_eq!(key.to(*other.ip(), other.port()), FlowKey::new(AttachmentIndex(7), 6, source, other));
     }
 }

@@ -67,16 +67,18 @@ pub fn options(header: &[u8]) -> impl Iterator<Item = TcpOption> + '_ {
 #[inline]
 #[must_use]
 pub fn option_at(header: &[u8], mut at: usize) -> Option<TcpOption> {
-    while header.get(at) == Some(&1) {
-        at += 1;
+    // Kind and length; a last byte without one is padding or nothing.
+    while at + 1 < header.len() {
+        let kind = header[at];
+        if kind == 1 {
+            at += 1;
+            continue;
+        }
+        let length = usize::from(header[at + 1]);
+        let is_whole = kind != 0 && length >= 2 && at + length <= header.len();
+        return is_whole.then_some(TcpOption { kind, data: at + 2, length: length.wrapping_sub(2) });
     }
-    let [kind, length] = *header.get(at..)?.first_chunk()?;
-    let length = usize::from(length);
-    (kind != 0 && length >= 2 && at + length <= header.len()).then_some(TcpOption {
-        kind,
-        data: at + 2,
-        length: length.wrapping_sub(2),
-    })
+    None
 }
 
 #[cfg(test)]

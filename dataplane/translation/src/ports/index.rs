@@ -1,6 +1,7 @@
 //! The hash indexes of lanes and blocks, whose chains are bounded, and the free lists behind them.
 
 use super::bitmap::{insert, remove};
+use super::hand::Hand;
 use super::random::index_hash;
 use super::region::{Block, HalfOpenList, Lane, NONE, Region};
 use super::{Need, Refusal};
@@ -9,10 +10,12 @@ use super::{Need, Refusal};
 const CHAIN: usize = 32;
 
 impl Region<'_> {
+    #[inline]
     pub(super) fn lane_head(&self, key: [u64; 2]) -> usize {
         index_hash(self.header.secret, key[0], key[1]) as usize & (self.lane_heads.len() - 1)
     }
 
+    #[inline]
     pub(super) fn lane(&self, key: [u64; 2]) -> Option<u32> {
         let mut at = self.lane_heads[self.lane_head(key)];
         for _ in 0..CHAIN {
@@ -56,6 +59,8 @@ impl Region<'_> {
             last_rest: NONE,
             half_open: HalfOpenList::EMPTY,
             live: 1,
+            full_blocks: 0,
+            hand: Hand::EMPTY,
         };
         lane_heads[head] = lane;
         Ok(lane)
@@ -147,6 +152,7 @@ impl Region<'_> {
         let owner = &mut lanes[lane as usize];
         owner.blocks -= 1;
         remove(&mut owner.open, number);
+        owner.hand.lay_down(block);
     }
 }
 

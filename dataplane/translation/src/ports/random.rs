@@ -1,5 +1,29 @@
 //! Keyed choice: where in the port space a flow lands must not be guessed by who sees other ports (RFC 6056 §3).
 
+use super::region::Region;
+
+impl Region<'_> {
+    /// The next 64 bits of the stream.
+    #[inline(never)]
+    pub(super) fn draw(&mut self) -> u64 {
+        let header = &mut *self.header;
+        header.draws = header.draws.wrapping_add(1);
+        draw(header.secret, header.draws)
+    }
+
+    /// The next 32 bits: each draw serves twice.
+    #[inline]
+    pub(super) fn draw_half(&mut self) -> u32 {
+        if self.header.has_spare != 0 {
+            self.header.has_spare = 0;
+            return self.header.spare;
+        }
+        let random = self.draw();
+        (self.header.spare, self.header.has_spare) = ((random >> 32) as u32, 1);
+        random as u32
+    }
+}
+
 /// SipHash-1-3 of one word under a 128-bit key: the stream of draws is this function of a counter.
 pub(super) const fn draw(key: [u64; 2], counter: u64) -> u64 {
     let mut v = [

@@ -4,12 +4,13 @@
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 use super::bitmap::BlockSet;
+use super::hand::Hand;
 
 /// The index that points nowhere.
 pub const NONE: u32 = u32::MAX;
 
 const MAGIC: u64 = u64::from_le_bytes(*b"PstnSnat");
-const LAYOUT_VERSION: u32 = 1;
+const LAYOUT_VERSION: u32 = 2;
 /// Largest number of entries of a kind: byte sizes stay far below the address space.
 const MOST: u32 = 1 << 28;
 
@@ -133,6 +134,9 @@ pub(super) struct Header {
     /// Oldest entry of the resting ring, and entries in it, those included that have ended.
     pub(super) ring_front: u32,
     pub(super) ring_length: u32,
+    /// The half of the last draw that was not needed, where `has_spare` is 1.
+    pub(super) spare: u32,
+    pub(super) has_spare: u32,
 }
 
 /// The first and last entry of a list that the flow table keeps for a lane; [`NONE`] where it is empty.
@@ -170,6 +174,10 @@ pub(super) struct Lane {
     pub(super) half_open: HalfOpenList,
     /// 1 while in use.
     pub(super) live: u32,
+    /// Blocks of `full`.
+    pub(super) full_blocks: u32,
+    /// Some of the open blocks, at hand for the next lease.
+    pub(super) hand: Hand,
 }
 
 /// 128 ports of a lane.
@@ -207,6 +215,21 @@ impl Block {
 
     pub(super) const fn resting(&self) -> u128 {
         join(self.resting)
+    }
+
+    /// Takes a port (0…127) if it is free.
+    #[inline(always)]
+    pub(super) const fn take(&mut self, port: u32) -> bool {
+        let (half, bit) = (port as usize / 64 % 2, 1 << (port % 64));
+        let free = self.taken[half] & bit == 0;
+        self.taken[half] |= bit;
+        free
+    }
+
+    /// Whether no port is free.
+    #[inline(always)]
+    pub(super) const fn is_full(&self) -> bool {
+        self.taken[0] & self.taken[1] == u64::MAX
     }
 
     pub(super) const fn set_taken(&mut self, bits: u128) {
@@ -268,6 +291,8 @@ impl<'m> Region<'m> {
             fresh_block: 0,
             ring_front: 0,
             ring_length: 0,
+            spare: 0,
+            has_spare: 0,
         };
         // Lanes, blocks and rests are written before they are read: their pages stay untouched until then.
         region.lane_heads.fill(NONE);

@@ -2,7 +2,7 @@
 
 use postern_measurement::Now;
 
-use super::bitmap::{block_of, insert, remove};
+use super::bitmap::{block_of, contains, insert, remove};
 use super::region::{Block, NONE, Region, Rest};
 
 /// Most rests that one call ends early to make room.
@@ -99,8 +99,11 @@ impl Region<'_> {
         let (lane, number) = (entry.lane, entry.number);
         let owner = &mut self.lanes[lane as usize];
         owner.taken -= 1;
-        remove(&mut owner.full, number);
-        insert(&mut owner.open, number);
+        if contains(&owner.full, number) {
+            remove(&mut owner.full, number);
+            insert(&mut owner.open, number);
+            owner.full_blocks -= 1;
+        }
         if taken == 0 {
             self.remove_block(block);
         }

@@ -337,7 +337,7 @@ fn memory_that_is_no_region_is_refused_and_the_reason_named() {
     assert!(matches!(PortAllocator::open(&mut []), Err(RegionError::TooSmall { .. })));
     memory.as_mut_bytes()[16] += 1;
     let error = PortAllocator::open(memory.as_mut_bytes()).unwrap_err();
-    assert_eq!(error.to_string(), "the SNAT port region has layout version 2, this program has 1");
+    assert_eq!(error.to_string(), "the SNAT port region has layout version 3, this program has 2");
     let mut shifted = vec![0u64; memory.len() + 1];
     let shifted = &mut shifted.as_mut_bytes()[1..];
     assert_eq!(PortAllocator::create(shifted, capacity, SECRET).unwrap_err(), RegionError::Misaligned);

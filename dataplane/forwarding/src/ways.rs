@@ -1,0 +1,142 @@
+//! The ways that new flows take: what is the same for all flows of one endpoint, listener and target is worked out once, and
+//! each of them begins with a copy of it.
+
+use std::net::{Ipv4Addr, SocketAddrV4};
+
+use postern_flows::FlowRecord;
+use postern_tables::Snapshot;
+use postern_tables::snapshot::{EndpointIndex, ListenerIndex, PoolIndex, TargetIndex, VpcIndex};
+use postern_translation::ports::LaneKey;
+use postern_wire::{AttachmentIndex, FlowKey};
+
+use crate::verdict::DropReason;
+
+/// Ways that are remembered. With more in use some are worked out again and again, which costs time and nothing else.
+const WAYS: usize = 1024;
+
+/// What a way is found by.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct WayKey {
+    pub(crate) endpoint: EndpointIndex,
+    pub(crate) listener: ListenerIndex,
+    pub(crate) target: TargetIndex,
+    /// The target group's.
+    pub(crate) pool: PoolIndex,
+}
+
+/// From an endpoint through a listener to a target.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Way {
+    key: WayKey,
+    /// When it was worked out; see [`Ways::forget`].
+    era: u32,
+    pub(crate) pool: PoolIndex,
+    /// The consumer's.
+    pub(crate) vpc: VpcIndex,
+    /// The endpoint's.
+    pub(crate) mtu: u16,
+    /// The listener's upper bound.
+    pub(crate) mss: Option<u16>,
+    /// The attachment behind which the target is, and the neighbour to send to.
+    pub(crate) attachment: AttachmentIndex,
+    pub(crate) neighbour: Ipv4Addr,
+    /// The record of every flow that goes this way, as far as it is known before the packet. Its reverse key lacks the SNAT
+    /// address and port, which are zero.
+    pub(crate) record: FlowRecord,
+}
+
+impl Way {
+    fn new(snapshot: &Snapshot, key: WayKey, era: u32) -> Result<Self, DropReason> {
+        let endpoint = snapshot.endpoint(key.endpoint).ok_or(DropReason::NotLocal)?;
+        let listener = snapshot.listeners.get(key.listener.at()).ok_or(DropReason::NoListener)?;
+        let target = snapshot.target(key.target).ok_or(DropReason::NoTarget)?;
+        let route = snapshot.route(target.vpc, target.address).ok_or(DropReason::NoRoute)?;
+        let pool = snapshot.pools.get(key.pool.at()).filter(|pool| !pool.addresses.is_empty());
+        let pool = pool.ok_or(DropReason::NoSnatAddress)?;
+        let socket = SocketAddrV4::new(target.address, target.port);
+        let nothing = SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, 0);
+        let record = FlowRecord {
+            reverse: FlowKey::new(route.attachment, listener.protocol, socket, nothing),
+            listener_idle_seconds: listener.idle_seconds,
+            endpoint: key.endpoint.0,
+            policy_epoch: endpoint.policy_epoch,
+            target: key.target.0,
+            target_incarnation: target.incarnation,
+            rest_seconds: pool.rest_seconds.min(240) as u8,
+            half_open_next: postern_flows::NONE,
+            half_open_previous: postern_flows::NONE,
+            ..FlowRecord::default()
+        };
+        Ok(Self {
+            key,
+            era,
+            pool: key.pool,
+            vpc: endpoint.vpc,
+            mtu: endpoint.mtu,
+            mss: listener.mss,
+            attachment: route.attachment,
+            neighbour: route.via.unwrap_or(target.address),
+            record,
+        })
+    }
+
+    /// The lane of an SNAT address toward the target.
+    #[inline]
+    pub(crate) const fn lane(&self, snat: Ipv4Addr) -> LaneKey {
+        let target = &self.record.reverse;
+        LaneKey {
+            snat,
+            target: target.source(),
+            target_port: target.source_port(),
+            vpc: self.attachment.0,
+            protocol: target.protocol(),
+        }
+    }
+}
+
+/// The ways of a worker: a place for each key, which the next key with the same place takes over.
+#[derive(Debug)]
+pub(crate) struct Ways {
+    places: Box<[Option<Way>]>,
+    era: u32,
+}
+
+impl Ways {
+    pub(crate) fn new() -> Self {
+        Self { places: vec![None; WAYS].into_boxed_slice(), era: 0 }
+    }
+
+    /// The way at a place that [`Self::find`] gave.
+    #[inline]
+    pub(crate) fn at(&self, place: usize) -> Option<&Way> {
+        self.places.get(place)?.as_ref()
+    }
+
+    /// The place of a way, worked out if it is not known.
+    ///
+    /// # Errors
+    /// Why there is no such way.
+    #[inline]
+    pub(crate) fn find(&mut self, snapshot: &Snapshot, key: WayKey) -> Result<usize, DropReason> {
+        let place = (key.target.0 ^ key.endpoint.0.rotate_left(5) ^ key.listener.0.rotate_left(3)) as usize % WAYS;
+        match self.at(place) {
+            Some(way) if way.key == key && way.era == self.era => Ok(place),
+            _ => self.learn(snapshot, key, place),
+        }
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn learn(&mut self, snapshot: &Snapshot, key: WayKey, place: usize) -> Result<usize, DropReason> {
+        self.places[place] = Some(Way::new(snapshot, key, self.era)?);
+        Ok(place)
+    }
+
+    /// All that is known is out of date: there is another snapshot.
+    pub(crate) fn forget(&mut self) {
+        self.era = self.era.wrapping_add(1);
+        if self.era == 0 {
+            self.places.fill(None);
+        }
+    }
+}
