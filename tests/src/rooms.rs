@@ -21,8 +21,9 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("translation", &["wire", "measurement"]),
     ("tables", &["wire", "measurement", "selection"]),
     ("forwarding", &["wire", "measurement", "prefetch", "flows", "selection", "translation", "tables", "steering"]),
-    ("dataplane", &["wire", "measurement", "flows", "tables", "forwarding", "frame-io", "steering"]),
-    ("control", &["wire", "tables"]),
+    ("push", &["tables"]),
+    ("dataplane", &["wire", "measurement", "flows", "tables", "push", "forwarding", "frame-io", "steering"]),
+    ("control", &["wire", "tables", "push"]),
     ("cli", &["control", "dataplane", "lab", "benches"]),
 ];
 

@@ -1,0 +1,429 @@
+//! Objects of the tables as messages, and back.
+//!
+//! A message may come from anybody who reached the port, so each field that has no meaning is named in an error. Ranges
+//! and references are left to the checks of the tables.
+
+use postern_tables::declaration as declared;
+use postern_tables::{Resource, ResourceKey, ResourceKind};
+
+use crate::proto;
+
+/// A message that stands for nothing, or an object that no message can carry.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ConversionError {
+    /// A message without its content.
+    #[error("{0} is missing")]
+    Missing(&'static str),
+    /// A number of an enumeration that this version does not know.
+    #[error("{field} is {value}, which this version of the protocol does not know")]
+    Unknown {
+        /// The field.
+        field: &'static str,
+        /// Its value.
+        value: String,
+    },
+    /// A number that does not fit its field.
+    #[error("{field} is {value}; the protocol carries 0 to {most}")]
+    Range {
+        /// The field.
+        field: &'static str,
+        /// Its value.
+        value: i64,
+        /// Largest that fits.
+        most: u32,
+    },
+}
+
+impl From<ResourceKind> for proto::Kind {
+    fn from(kind: ResourceKind) -> Self {
+        match kind {
+            ResourceKind::Vpc => Self::Vpc,
+            ResourceKind::Attachment => Self::Attachment,
+            ResourceKind::SnatPool => Self::SnatPool,
+            ResourceKind::TargetGroup => Self::TargetGroup,
+            ResourceKind::LoadBalancer => Self::LoadBalancer,
+            ResourceKind::Service => Self::Service,
+            ResourceKind::Endpoint => Self::Endpoint,
+        }
+    }
+}
+
+impl From<&ResourceKey> for proto::Key {
+    fn from(key: &ResourceKey) -> Self {
+        Self { kind: proto::Kind::from(key.kind).into(), name: key.name.clone() }
+    }
+}
+
+impl TryFrom<proto::Key> for ResourceKey {
+    type Error = ConversionError;
+
+    fn try_from(key: proto::Key) -> Result<Self, ConversionError> {
+        let kind = match proto::Kind::try_from(key.kind) {
+            Ok(proto::Kind::Vpc) => ResourceKind::Vpc,
+            Ok(proto::Kind::Attachment) => ResourceKind::Attachment,
+            Ok(proto::Kind::SnatPool) => ResourceKind::SnatPool,
+            Ok(proto::Kind::TargetGroup) => ResourceKind::TargetGroup,
+            Ok(proto::Kind::LoadBalancer) => ResourceKind::LoadBalancer,
+            Ok(proto::Kind::Service) => ResourceKind::Service,
+            Ok(proto::Kind::Endpoint) => ResourceKind::Endpoint,
+            Ok(proto::Kind::Unspecified) | Err(_) => {
+                return Err(ConversionError::Unknown { field: "key.kind", value: key.kind.to_string() });
+            }
+        };
+        Ok(Self { kind, name: key.name })
+    }
+}
+
+impl TryFrom<&Resource> for proto::Resource {
+    type Error = ConversionError;
+
+    fn try_from(resource: &Resource) -> Result<Self, ConversionError> {
+        use proto::resource::Resource as Message;
+        let message = match resource {
+            Resource::Vpc(vpc) => Message::Vpc(proto::Vpc { id: vpc.id.clone() }),
+            Resource::Attachment(attachment, routes) => Message::Attachment(from_attachment(attachment, routes)?),
+            Resource::SnatPool(pool) => Message::SnatPool(proto::SnatPool {
+                name: pool.name.clone(),
+                vpc: pool.vpc.clone(),
+                addresses: pool.addresses.clone(),
+                ports: pool.ports.clone(),
+                rest_seconds: small("snat_pool.rest_seconds", pool.rest_seconds)?,
+            }),
+            Resource::TargetGroup(group) => Message::TargetGroup(from_group(group)?),
+            Resource::LoadBalancer(balancer) => Message::LoadBalancer(proto::LoadBalancer {
+                name: balancer.name.clone(),
+                listeners: balancer.listeners.iter().map(from_listener).collect::<Result<_, _>>()?,
+            }),
+            Resource::Service(service) => Message::Service(proto::Service {
+                id: service.id.clone(),
+                load_balancers: service.load_balancers.clone(),
+            }),
+            Resource::Endpoint(endpoint) => Message::Endpoint(proto::Endpoint {
+                id: endpoint.id.clone(),
+                vpc: endpoint.vpc.clone(),
+                service: endpoint.service.clone(),
+                addresses: endpoint.addresses.clone(),
+                mtu: small("endpoint.mtu", endpoint.mtu)?,
+                echo: endpoint.echo,
+            }),
+        };
+        Ok(Self { resource: Some(message) })
+    }
+}
+
+impl TryFrom<proto::Resource> for Resource {
+    type Error = ConversionError;
+
+    fn try_from(message: proto::Resource) -> Result<Self, ConversionError> {
+        use proto::resource::Resource as Message;
+        Ok(match message.resource.ok_or(ConversionError::Missing("resource"))? {
+            Message::Vpc(vpc) => Self::Vpc(declared::Vpc { id: vpc.id }),
+            Message::Attachment(attachment) => into_attachment(attachment),
+            Message::SnatPool(pool) => Self::SnatPool(declared::SnatPool {
+                name: pool.name,
+                vpc: pool.vpc,
+                addresses: pool.addresses,
+                ports: pool.ports,
+                rest_seconds: pool.rest_seconds.map(i64::from),
+            }),
+            Message::TargetGroup(group) => Self::TargetGroup(into_group(group)?),
+            Message::LoadBalancer(balancer) => Self::LoadBalancer(declared::LoadBalancer {
+                name: balancer.name,
+                listeners: balancer.listeners.into_iter().map(into_listener).collect::<Result<_, _>>()?,
+            }),
+            Message::Service(service) => {
+                Self::Service(declared::Service { id: service.id, load_balancers: service.load_balancers })
+            }
+            Message::Endpoint(endpoint) => Self::Endpoint(declared::Endpoint {
+                id: endpoint.id,
+                vpc: endpoint.vpc,
+                service: endpoint.service,
+                addresses: endpoint.addresses,
+                mtu: endpoint.mtu.map(i64::from),
+                echo: endpoint.echo,
+            }),
+        })
+    }
+}
+
+fn from_attachment(
+    attachment: &declared::Attachment,
+    routes: &[declared::Route],
+) -> Result<proto::Attachment, ConversionError> {
+    let route =
+        |route: &declared::Route| proto::Route { destination: route.destination.clone(), via: route.via.clone() };
+    Ok(proto::Attachment {
+        name: attachment.name.clone(),
+        vpc: attachment.vpc.clone(),
+        port: attachment.port.clone(),
+        vlan: small("attachment.vlan", attachment.vlan)?,
+        prefixes: attachment.prefixes.clone(),
+        mtu: small("attachment.mtu", attachment.mtu)?,
+        return_to_last_hop: attachment.return_path == declared::ReturnPath::LastHop,
+        mac: attachment.mac.clone(),
+        routes: routes.iter().map(route).collect(),
+    })
+}
+
+fn into_attachment(message: proto::Attachment) -> Resource {
+    let name = message.name;
+    let route = |route: proto::Route| declared::Route {
+        attachment: name.clone(),
+        destination: route.destination,
+        via: route.via,
+    };
+    let routes = message.routes.into_iter().map(route).collect();
+    let return_path = match message.return_to_last_hop {
+        true => declared::ReturnPath::LastHop,
+        false => declared::ReturnPath::Route,
+    };
+    let attachment = declared::Attachment {
+        name,
+        vpc: message.vpc,
+        port: message.port,
+        vlan: message.vlan.map(i64::from),
+        prefixes: message.prefixes,
+        mtu: message.mtu.map(i64::from),
+        return_path,
+        mac: message.mac,
+    };
+    Resource::Attachment(attachment, routes)
+}
+
+fn from_group(group: &declared::TargetGroup) -> Result<proto::TargetGroup, ConversionError> {
+    let target = |target: &declared::Target| {
+        Ok(proto::Target {
+            address: target.address.clone(),
+            port: number("target_group.target.port", target.port)?,
+            weight: small("target_group.target.weight", target.weight)?,
+        })
+    };
+    Ok(proto::TargetGroup {
+        name: group.name.clone(),
+        vpc: group.vpc.clone(),
+        snat_pool: group.snat_pool.clone(),
+        slots: small("target_group.slots", group.slots)?,
+        targets: group.targets.iter().map(target).collect::<Result<_, _>>()?,
+        health_check: group.health_check.as_ref().map(from_health_check).transpose()?,
+        unhealthy_drain_seconds: small("target_group.unhealthy_drain_seconds", group.unhealthy_drain_seconds)?,
+        deregistration_delay_seconds: small(
+            "target_group.deregistration_delay_seconds",
+            group.deregistration_delay_seconds,
+        )?,
+        deregistration_ends_flows: group.deregistration_ends_flows,
+    })
+}
+
+fn into_group(message: proto::TargetGroup) -> Result<declared::TargetGroup, ConversionError> {
+    let target = |target: proto::Target| declared::Target {
+        address: target.address,
+        port: target.port.into(),
+        weight: target.weight.map(i64::from),
+    };
+    Ok(declared::TargetGroup {
+        name: message.name,
+        vpc: message.vpc,
+        snat_pool: message.snat_pool,
+        slots: message.slots.map(i64::from),
+        health_check: message.health_check.map(into_health_check).transpose()?,
+        unhealthy_drain_seconds: message.unhealthy_drain_seconds.map(i64::from),
+        deregistration_delay_seconds: message.deregistration_delay_seconds.map(i64::from),
+        deregistration_ends_flows: message.deregistration_ends_flows,
+        targets: message.targets.into_iter().map(target).collect(),
+    })
+}
+
+fn from_health_check(check: &declared::HealthCheck) -> Result<proto::HealthCheck, ConversionError> {
+    let protocol = match check.protocol {
+        declared::HealthCheckProtocol::Tcp => proto::HealthCheckProtocol::Tcp,
+        declared::HealthCheckProtocol::Http => proto::HealthCheckProtocol::Http,
+        declared::HealthCheckProtocol::Https => proto::HealthCheckProtocol::Https,
+    };
+    Ok(proto::HealthCheck {
+        protocol: protocol.into(),
+        port: small("health_check.port", check.port)?,
+        path: check.path.clone(),
+        matcher: check.matcher.clone(),
+        interval_seconds: small("health_check.interval_seconds", check.interval_seconds)?,
+        timeout_seconds: small("health_check.timeout_seconds", check.timeout_seconds)?,
+        healthy_threshold: small("health_check.healthy_threshold", check.healthy_threshold)?,
+        unhealthy_threshold: small("health_check.unhealthy_threshold", check.unhealthy_threshold)?,
+    })
+}
+
+fn into_health_check(message: proto::HealthCheck) -> Result<declared::HealthCheck, ConversionError> {
+    let protocol = match proto::HealthCheckProtocol::try_from(message.protocol) {
+        Ok(proto::HealthCheckProtocol::Tcp) => declared::HealthCheckProtocol::Tcp,
+        Ok(proto::HealthCheckProtocol::Http) => declared::HealthCheckProtocol::Http,
+        Ok(proto::HealthCheckProtocol::Https) => declared::HealthCheckProtocol::Https,
+        Ok(proto::HealthCheckProtocol::Unspecified) | Err(_) => {
+            let value = message.protocol.to_string();
+            return Err(ConversionError::Unknown { field: "health_check.protocol", value });
+        }
+    };
+    Ok(declared::HealthCheck {
+        protocol,
+        port: message.port.map(i64::from),
+        path: message.path,
+        matcher: message.matcher,
+        interval_seconds: message.interval_seconds.map(i64::from),
+        timeout_seconds: message.timeout_seconds.map(i64::from),
+        healthy_threshold: message.healthy_threshold.map(i64::from),
+        unhealthy_threshold: message.unhealthy_threshold.map(i64::from),
+    })
+}
+
+fn from_listener(listener: &declared::Listener) -> Result<proto::Listener, ConversionError> {
+    let protocol = match listener.protocol {
+        declared::Protocol::Tcp => proto::Protocol::Tcp,
+        declared::Protocol::Udp => proto::Protocol::Udp,
+    };
+    let group = |group: &declared::WeightedGroup| {
+        Ok(proto::WeightedGroup {
+            name: group.name.clone(),
+            weight: small("listener.target_groups.weight", group.weight)?,
+        })
+    };
+    Ok(proto::Listener {
+        protocol: protocol.into(),
+        port: number("listener.port", listener.port)?,
+        idle_seconds: small("listener.idle_seconds", listener.idle_seconds)?,
+        mss: small("listener.mss", listener.mss)?,
+        target_groups: listener.target_groups.iter().map(group).collect::<Result<_, _>>()?,
+    })
+}
+
+fn into_listener(message: proto::Listener) -> Result<declared::Listener, ConversionError> {
+    let protocol = match proto::Protocol::try_from(message.protocol) {
+        Ok(proto::Protocol::Tcp) => declared::Protocol::Tcp,
+        Ok(proto::Protocol::Udp) => declared::Protocol::Udp,
+        Ok(proto::Protocol::Unspecified) | Err(_) => {
+            let value = message.protocol.to_string();
+            return Err(ConversionError::Unknown { field: "listener.protocol", value });
+        }
+    };
+    let group = |group: proto::WeightedGroup| declared::WeightedGroup {
+        name: group.name,
+        weight: group.weight.map(i64::from),
+    };
+    Ok(declared::Listener {
+        protocol,
+        port: message.port.into(),
+        idle_seconds: message.idle_seconds.map(i64::from),
+        mss: message.mss.map(i64::from),
+        target_groups: message.target_groups.into_iter().map(group).collect(),
+    })
+}
+
+fn small(field: &'static str, value: Option<i64>) -> Result<Option<u32>, ConversionError> {
+    value.map(|value| number(field, value)).transpose()
+}
+
+fn number(field: &'static str, value: i64) -> Result<u32, ConversionError> {
+    u32::try_from(value).map_err(|_| ConversionError::Range { field, value, most: u32::MAX })
+}
+
+#[cfg(test)]
+mod tests {
+    use postern_tables::Declaration;
+
+    use super::*;
+
+    /// Every key of every table.
+    const ALL: &str = r#"
+        [[vpc]]
+        id = "vpc-a"
+        [[attachment]]
+        name = "ops/a"
+        vpc = "vpc-a"
+        port = "eth1"
+        vlan = 7
+        prefixes = ["10.0.0.0/24"]
+        mtu = 9000
+        return = "last_hop"
+        mac = "02:00:00:00:00:01"
+        [[route]]
+        attachment = "ops/a"
+        destination = "10.1.0.0/16"
+        via = "10.0.0.1"
+        [[route]]
+        attachment = "ops/a"
+        destination = "10.2.0.0/16"
+        [[snat_pool]]
+        name = "p/pool"
+        vpc = "vpc-a"
+        addresses = ["10.0.0.5", "10.0.0.6"]
+        ports = "2000-3000"
+        rest_seconds = 0
+        [[target_group]]
+        name = "p/web"
+        vpc = "vpc-a"
+        snat_pool = "p/pool"
+        slots = 65537
+        health_check = { protocol = "https", port = 9, path = "/x", matcher = "204", interval_seconds = 5, timeout_seconds = 2, healthy_threshold = 3, unhealthy_threshold = 4 }
+        unhealthy_drain_seconds = 0
+        deregistration_delay_seconds = 9
+        deregistration_ends_flows = true
+        target = [{ address = "10.0.0.9", port = 80, weight = 0 }, { address = "10.0.0.10", port = 81 }]
+        [[load_balancer]]
+        name = "p/front"
+        [[load_balancer.listener]]
+        protocol = "udp"
+        port = 53
+        idle_seconds = 10
+        target_groups = [{ name = "p/web", weight = 3 }]
+        [[load_balancer.listener]]
+        port = 80
+        mss = 1000
+        target_groups = [{ name = "p/web" }]
+        [[service]]
+        id = "vpce-svc-1"
+        load_balancers = ["p/front"]
+        [[endpoint]]
+        id = "vpce-1"
+        vpc = "vpc-a"
+        service = "vpce-svc-1"
+        addresses = ["10.0.0.77"]
+        mtu = 1500
+        echo = false
+    "#;
+
+    #[test]
+    fn every_field_of_every_object_arrives() {
+        let declaration = Declaration::from_toml(ALL, "all.toml").unwrap();
+        let mut kinds = 0;
+        for resource in declaration.resources() {
+            let message = proto::Resource::try_from(&resource).unwrap();
+            let bytes = prost::Message::encode_to_vec(&message);
+            let decoded = <proto::Resource as prost::Message>::decode(&*bytes).unwrap();
+            assert_eq!(Resource::try_from(decoded).unwrap(), resource);
+            let key = proto::Key::from(&resource.key());
+            assert_eq!(ResourceKey::try_from(key).unwrap(), resource.key());
+            kinds += 1;
+        }
+        assert_eq!(kinds, 7);
+    }
+
+    #[test]
+    fn what_was_left_out_stays_left_out() {
+        let group = Resource::TargetGroup(declared::TargetGroup { name: "g".to_owned(), ..Default::default() });
+        let message = proto::Resource::try_from(&group).unwrap();
+        assert_eq!(Resource::try_from(message).unwrap(), group);
+    }
+
+    #[test]
+    fn an_error_names_the_field() {
+        let error = Resource::try_from(proto::Resource { resource: None }).unwrap_err();
+        assert_eq!(error.to_string(), "resource is missing");
+        let error = ResourceKey::try_from(proto::Key { kind: 99, name: "x".to_owned() }).unwrap_err();
+        assert_eq!(error.to_string(), "key.kind is 99, which this version of the protocol does not know");
+        let listener = proto::Listener { protocol: 0, ..Default::default() };
+        let balancer = proto::LoadBalancer { name: "b".to_owned(), listeners: vec![listener] };
+        let message = proto::Resource { resource: Some(proto::resource::Resource::LoadBalancer(balancer)) };
+        let error = Resource::try_from(message).unwrap_err();
+        assert_eq!(error.to_string(), "listener.protocol is 0, which this version of the protocol does not know");
+        let endpoint = Resource::Endpoint(declared::Endpoint { mtu: Some(-1), ..Default::default() });
+        let error = proto::Resource::try_from(&endpoint).unwrap_err();
+        assert_eq!(error.to_string(), "endpoint.mtu is -1; the protocol carries 0 to 4294967295");
+    }
+}
