@@ -302,10 +302,8 @@ fn into_listener(message: proto::Listener) -> Result<declared::Listener, Convers
             return Err(ConversionError::Unknown { field: "listener.protocol", value });
         }
     };
-    let group = |group: proto::WeightedGroup| declared::WeightedGroup {
-        name: group.name,
-        weight: group.weight.map(i64::from),
-    };
+    let group =
+        |group: proto::WeightedGroup| declared::WeightedGroup { name: group.name, weight: group.weight.map(i64::from) };
     Ok(declared::Listener {
         protocol,
         port: message.port.into(),

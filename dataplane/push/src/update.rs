@@ -92,7 +92,11 @@ impl Assembler {
     pub fn add(&mut self, part: Update) -> Result<Option<Assembled>, AssemblyError> {
         let generation = part.generation;
         let mut update = match self.begun.take() {
-            None => Assembled { generation, change: Change { full: part.full, ..Change::default() }, ..Assembled::default() },
+            None => Assembled {
+                generation,
+                change: Change { full: part.full, ..Change::default() },
+                ..Assembled::default()
+            },
             Some(begun) if (begun.generation, begun.change.full) == (generation, part.full) => begun,
             Some(begun) => return Err(AssemblyError::Mixed { begun: begun.generation, part: generation }),
         };

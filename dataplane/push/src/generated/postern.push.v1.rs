@@ -270,8 +270,8 @@ pub struct TargetGroup {
     pub unhealthy_drain_seconds: ::core::option::Option<u32>,
     #[prost(uint32, optional, tag = "8")]
     pub deregistration_delay_seconds: ::core::option::Option<u32>,
-    #[prost(bool, tag = "9")]
-    pub deregistration_ends_flows: bool,
+    #[prost(bool, optional, tag = "9")]
+    pub deregistration_ends_flows: ::core::option::Option<bool>,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Target {
@@ -284,9 +284,8 @@ pub struct Target {
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct HealthCheck {
-    /// tcp, http, https
-    #[prost(string, tag = "1")]
-    pub protocol: ::prost::alloc::string::String,
+    #[prost(enumeration = "HealthCheckProtocol", tag = "1")]
+    pub protocol: i32,
     #[prost(uint32, optional, tag = "2")]
     pub port: ::core::option::Option<u32>,
     #[prost(string, optional, tag = "3")]
@@ -311,9 +310,8 @@ pub struct LoadBalancer {
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Listener {
-    /// tcp, udp
-    #[prost(string, tag = "1")]
-    pub protocol: ::prost::alloc::string::String,
+    #[prost(enumeration = "Protocol", tag = "1")]
+    pub protocol: i32,
     #[prost(uint32, tag = "2")]
     pub port: u32,
     #[prost(uint32, optional, tag = "3")]
@@ -437,6 +435,67 @@ impl Kind {
             "KIND_LOAD_BALANCER" => Some(Self::LoadBalancer),
             "KIND_SERVICE" => Some(Self::Service),
             "KIND_ENDPOINT" => Some(Self::Endpoint),
+            _ => None,
+        }
+    }
+}
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum HealthCheckProtocol {
+    Unspecified = 0,
+    Tcp = 1,
+    Http = 2,
+    Https = 3,
+}
+impl HealthCheckProtocol {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Unspecified => "HEALTH_CHECK_PROTOCOL_UNSPECIFIED",
+            Self::Tcp => "HEALTH_CHECK_PROTOCOL_TCP",
+            Self::Http => "HEALTH_CHECK_PROTOCOL_HTTP",
+            Self::Https => "HEALTH_CHECK_PROTOCOL_HTTPS",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "HEALTH_CHECK_PROTOCOL_UNSPECIFIED" => Some(Self::Unspecified),
+            "HEALTH_CHECK_PROTOCOL_TCP" => Some(Self::Tcp),
+            "HEALTH_CHECK_PROTOCOL_HTTP" => Some(Self::Http),
+            "HEALTH_CHECK_PROTOCOL_HTTPS" => Some(Self::Https),
+            _ => None,
+        }
+    }
+}
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum Protocol {
+    Unspecified = 0,
+    Tcp = 1,
+    Udp = 2,
+}
+impl Protocol {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Unspecified => "PROTOCOL_UNSPECIFIED",
+            Self::Tcp => "PROTOCOL_TCP",
+            Self::Udp => "PROTOCOL_UDP",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "PROTOCOL_UNSPECIFIED" => Some(Self::Unspecified),
+            "PROTOCOL_TCP" => Some(Self::Tcp),
+            "PROTOCOL_UDP" => Some(Self::Udp),
             _ => None,
         }
     }
