@@ -35,17 +35,18 @@ pub fn load(path: &Path) -> Result<Checked, ConfigurationError> {
     Ok(Declaration::from_toml(&text, &path.display().to_string())?.check()?)
 }
 
-/// Reads and checks a file that is to replace a running configuration, and compiles it to the next generation.
+/// Reads and checks a file that is to replace a running configuration, and compiles it to the next generation. With
+/// `[control]` the tables are not the file's: those that run come back.
 ///
 /// # Errors
 /// All mistakes at once, changes among them that need a restart. The running tables stay.
 pub fn reload(
     path: &Path,
     running: &Checked,
-    tables: &Snapshot,
+    tables: &Arc<Snapshot>,
 ) -> Result<(Checked, Arc<Snapshot>), ConfigurationError> {
     let checked = load(path)?.reload(running)?;
-    let snapshot = Arc::new(compile(&checked, Some(tables)));
+    let snapshot = if checked.control.is_some() { tables.clone() } else { Arc::new(compile(&checked, Some(tables))) };
     Ok((checked, snapshot))
 }
 
@@ -59,7 +60,7 @@ mod tests {
         let file = std::env::temp_dir().join(format!("postern-reload-{}.toml", std::process::id()));
         fs::write(&file, CONFIGURATION).unwrap();
         let running = load(&file).unwrap();
-        let tables = compile(&running, None);
+        let tables = Arc::new(compile(&running, None));
 
         let two_mistakes =
             CONFIGURATION.replace("port = 8080", "port = 80800").replace("\"10.0.0.200\"", "\"10.0.0.300\"");

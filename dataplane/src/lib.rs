@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 pub mod configuration;
+pub mod control_link;
 pub mod control_side;
 pub mod handoff;
 pub mod inspection;

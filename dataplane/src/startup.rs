@@ -5,7 +5,7 @@ use std::io::{self, Read, Write};
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use postern_forwarding::WorkerCounters;
 use postern_frame_io::DeviceError;
@@ -14,11 +14,14 @@ use postern_steering::Ownership;
 use postern_tables::declaration::Polling;
 use postern_tables::{Checked, Snapshot, compile};
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 use tracing::{error, info, warn};
 
 use crate::configuration::{self, ConfigurationError};
+use crate::control_link::state_file::StateError;
+use crate::control_link::target_views::TargetViews;
+use crate::control_link::{ColdStart, ControlLink, Identity, LinkParts, Publication, cold_start};
 use crate::control_side::ControlSide;
 use crate::inspection::collect;
 use crate::inspection::report::{NeighbourStatus, PortStatus, StatusReport};
@@ -38,6 +41,9 @@ pub enum StartupError {
     /// The run directory.
     #[error(transparent)]
     RunDirectory(#[from] RunDirectoryError),
+    /// The state directory.
+    #[error(transparent)]
+    State(#[from] StateError),
     /// A port.
     #[error(transparent)]
     Port(#[from] PortError),
@@ -107,6 +113,8 @@ struct Gateway {
     checked: Checked,
     snapshot: Arc<Snapshot>,
     shared: Arc<Shared>,
+    /// What the link to control begins with, until it runs.
+    cold: Option<ColdStart>,
     side: ControlSide,
     /// Ends before the ports are given back.
     workers: Workers,
@@ -122,7 +130,11 @@ impl Gateway {
         }
         let [a, b, c, d, e, f] = random()?;
         let ownership = Arc::new(Ownership::even(count, [e, f]));
-        let snapshot = Arc::new(compile(&checked, None));
+        let cold = checked.control.as_ref().map(|settings| cold_start(&checked, settings)).transpose()?;
+        let snapshot = match &cold {
+            Some(cold) => cold.tables.snapshot().clone(),
+            None => Arc::new(compile(&checked, None)),
+        };
         let mut run = RunDirectory::open(&checked.gateway.run_directory)?;
         let mut ports = Ports::check(&checked, &snapshot, &ownership)?;
 
@@ -152,7 +164,7 @@ impl Gateway {
             Ok(workers)
         });
         match hidden {
-            Ok(workers) => Ok(Self { path: path.to_owned(), checked, snapshot, shared, side, workers }),
+            Ok(workers) => Ok(Self { path: path.to_owned(), checked, snapshot, shared, cold, side, workers }),
             Err(error) => {
                 side.restore();
                 Err(error)
@@ -181,8 +193,13 @@ impl Gateway {
         let mut interrupt = signal(SignalKind::interrupt()).map_err(system("take SIGINT"))?;
         let mut hang_up = signal(SignalKind::hangup()).map_err(system("take SIGHUP"))?;
 
+        let (publications, mut published) = mpsc::channel(1);
+        let link = self.link(publications)?;
+        // Told when the tables that are being published are settled.
+        let mut publishing: Option<oneshot::Sender<()>> = None;
         let (ask, mut queries) = mpsc::channel(16);
-        let inspector = Arc::new(Inspector::new(self.checked.gateway.name.clone(), self.shared.clone(), ask));
+        let inspector = Inspector::new(self.checked.gateway.name.clone(), self.shared.clone(), ask);
+        let inspector = Arc::new(inspector.with_control(link.as_ref().map(ControlLink::status)));
         let listener = server::listen(&self.checked.gateway.control_socket)?;
         tokio::spawn(server::serve(listener, inspector.clone()));
         if let Some(address) = self.checked.gateway.metrics {
@@ -202,26 +219,70 @@ impl Gateway {
                 _ = hang_up.recv() => reload.ask(),
                 () = self.shared.control.rung() => {}
                 () = tokio::time::sleep(pause) => {}
-                Some(query) = queries.recv() => self.answer(query, &reload),
-                result = reload.finished() => self.apply(result, &mut reload),
+                Some(query) = queries.recv() => self.answer(query, &reload, link.as_ref()),
+                result = reload.finished() => self.apply(result, &mut reload, link.as_ref()),
+                Some(publication) = published.recv(), if self.side.is_settled() => {
+                    publishing = Some(self.publish(publication));
+                }
             }
             self.shared.control.awake();
             if self.side.is_settled() {
+                if let Some(settled) = publishing.take() {
+                    // The link may be gone.
+                    let _ = settled.send(());
+                }
                 reload.start(&self.path, &self.checked, &self.snapshot);
             }
         }
     }
 
-    fn apply(&mut self, result: Reloaded, reload: &mut Reload) {
+    /// Starts the link to control, if there is one.
+    fn link(&mut self, publications: mpsc::Sender<Publication>) -> Result<Option<ControlLink>, StartupError> {
+        let (Some(cold), Some(settings)) = (self.cold.take(), &self.checked.control) else {
+            return Ok(None);
+        };
+        let [a, b, ..] = random()?;
+        let ports = self.checked.ports.iter().map(|port| port.interface.clone()).collect();
+        let identity =
+            Identity { gateway: self.checked.gateway.name.clone(), boot_id: format!("{a:016x}{b:016x}"), ports };
+        let ColdStart { tables, applied, state } = cold;
+        let link = ControlLink::start(LinkParts {
+            settings: settings.clone(),
+            identity,
+            tables: Arc::new(Mutex::new(tables)),
+            applied,
+            state,
+            counters: self.shared.links.iter().map(|link| link.counters.clone()).collect(),
+            publications,
+            views: Arc::new(TargetViews::default()),
+        });
+        let failed = |source| StartupError::System { operation: "start the link to control", source };
+        Ok(Some(link.map_err(failed)?))
+    }
+
+    /// Publishes tables that came from control; returns who is to be told when they are settled.
+    fn publish(&mut self, publication: Publication) -> oneshot::Sender<()> {
+        let Publication { snapshot, settled } = publication;
+        self.snapshot = snapshot.clone();
+        self.side.publish(snapshot);
+        settled
+    }
+
+    fn apply(&mut self, result: Reloaded, reload: &mut Reload, link: Option<&ControlLink>) {
         match result {
             Ok((checked, snapshot)) => {
                 for warning in &checked.warnings {
                     warn!("{warning}");
                 }
                 info!(generation = snapshot.generation.0, "configuration reloaded");
+                if let (Some(link), Some(settings)) = (link, &checked.control) {
+                    // The tables are control's.
+                    link.configure(settings);
+                } else {
+                    self.snapshot = snapshot.clone();
+                    self.side.publish(snapshot);
+                }
                 self.checked = checked;
-                self.snapshot = snapshot.clone();
-                self.side.publish(snapshot);
                 reload.refused = None;
             }
             Err(error) => {
@@ -236,14 +297,14 @@ impl Gateway {
     }
 
     /// Answers what only this thread knows. Whoever asked may be gone.
-    fn answer(&self, query: Query, reload: &Reload) {
+    fn answer(&self, query: Query, reload: &Reload, link: Option<&ControlLink>) {
         match query {
-            Query::Status(to) => drop(to.send(self.status(reload))),
+            Query::Status(to) => drop(to.send(self.status(reload, link))),
             Query::Neighbours(to) => drop(to.send(self.side.neighbours().counters())),
         }
     }
 
-    fn status(&self, reload: &Reload) -> StatusReport {
+    fn status(&self, reload: &Reload, link: Option<&ControlLink>) -> StatusReport {
         let ports = self.side.ports();
         let infos = ports.infos().into_iter().enumerate();
         let attachments = &self.snapshot.attachments;
@@ -274,6 +335,7 @@ impl Gateway {
             neighbours: known,
             unresolved: neighbours.unresolved(),
             refused_reload: reload.refused.clone(),
+            control: link.map(|link| link.status().report()),
         }
     }
 }

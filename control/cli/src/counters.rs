@@ -6,8 +6,8 @@ use clap::Args;
 use comfy_table::{CellAlignment, Table, presets};
 use postern_dataplane::inspection::client::ask;
 use postern_dataplane::inspection::report::{
-    EndpointTraffic, FrameReport, LoopReport, Metric, NeighbourReport, ReceivedReport, SentReport, TargetTraffic,
-    WorkerReport,
+    ControlReport, EndpointTraffic, FrameReport, LoopReport, Metric, NeighbourReport, ReceivedReport, SentReport,
+    TargetTraffic, WorkerReport,
 };
 use postern_dataplane::inspection::{Answer, CountersReport, Request};
 
@@ -79,6 +79,8 @@ pub(crate) fn print(report: &CountersReport) {
     by_row("port, sent", SentReport::METRICS, "postern_device_", sent);
     let neighbours = std::iter::once((report.gateway.clone(), report.neighbours.values()));
     by_row("neighbours", NeighbourReport::METRICS, "postern_", neighbours);
+    let control = report.control.iter().map(|control| (report.gateway.clone(), control.values()));
+    by_row("control", ControlReport::METRICS, "postern_control_", control);
 }
 
 /// One row for each counter, one column for each worker.

@@ -34,6 +34,7 @@ pub fn counters(gateway: &str, shared: &Shared, neighbours: &NeighbourCounters) 
         targets: targets(&snapshot, shared),
         ports: ports(&snapshot, shared),
         neighbours: NeighbourReport::read(neighbours),
+        control: None,
     }
 }
 

@@ -5,8 +5,8 @@ use std::fmt::Write;
 use postern_forwarding::DropReason;
 
 use super::report::{
-    CountersReport, EndpointTraffic, FrameReport, Kind, LoopReport, Metric, NeighbourReport, ReceivedReport,
-    SentReport, TargetTraffic,
+    ControlReport, CountersReport, EndpointTraffic, FrameReport, Kind, LoopReport, Metric, NeighbourReport,
+    ReceivedReport, SentReport, TargetTraffic,
 };
 
 /// The page.
@@ -82,7 +82,9 @@ pub fn page(report: &CountersReport) -> String {
     let ports = || report.ports.iter().map(|port| (label("interface", &port.interface), port));
     family(&mut page, ReceivedReport::METRICS, ports().map(|(labels, port)| (labels, port.received.values())));
     family(&mut page, SentReport::METRICS, ports().map(|(labels, port)| (labels, port.sent.values())));
-    family(&mut page, NeighbourReport::METRICS, std::iter::once((gateway, report.neighbours.values())));
+    family(&mut page, NeighbourReport::METRICS, std::iter::once((gateway.clone(), report.neighbours.values())));
+    let control = report.control.iter().map(|control| (gateway.clone(), control.values()));
+    family(&mut page, ControlReport::METRICS, control);
     page
 }
 

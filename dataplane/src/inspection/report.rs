@@ -9,6 +9,7 @@ use postern_frame_io::{ReceiveStatistics, TransmitStatistics};
 use postern_measurement::Counter;
 use serde::{Deserialize, Serialize};
 
+use crate::control_link::LinkCounters;
 use crate::link::LoopCounters;
 use crate::neighbours::NeighbourCounters;
 
@@ -191,6 +192,18 @@ report! {
     }
 }
 
+report! {
+    /// What the link to control counted.
+    ControlReport of LinkCounters {
+        Gauge connected = "postern_control_connected" "" "Whether the stream to control is open: 1 or 0.",
+        Gauge generation = "postern_control_generation" "" "Generation of control's catalog that is applied and on disk.",
+        Counter streams = "postern_control_streams_total" "" "Streams that control welcomed.",
+        Counter applied = "postern_control_updates_applied_total" "" "Updates of control that were applied.",
+        Counter refused = "postern_control_updates_refused_total" "" "Updates of control that were refused; the tables before them stayed.",
+        Counter disk_failures = "postern_control_disk_failures_total" "" "Failures to write applied tables to the state directory.",
+    }
+}
+
 /// Every counter.
 #[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 pub struct CountersReport {
@@ -212,6 +225,9 @@ pub struct CountersReport {
     pub ports: Vec<PortReport>,
     /// ARP and next hops.
     pub neighbours: NeighbourReport,
+    /// The link to control, if there is one.
+    #[serde(default)]
+    pub control: Option<ControlReport>,
 }
 
 impl WorkerReport {
@@ -332,6 +348,24 @@ pub struct StatusReport {
     pub unresolved: usize,
     /// The last reload that was refused since the last that was not.
     pub refused_reload: Option<String>,
+    /// The link to control, if there is one.
+    #[serde(default)]
+    pub control: Option<ControlStatus>,
+}
+
+/// How the link to control is.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct ControlStatus {
+    /// Where control is, or should be.
+    pub address: String,
+    /// Whether the stream is open.
+    pub connected: bool,
+    /// Identifier of the catalog that the tables came from; empty: there were none.
+    pub catalog: String,
+    /// Generation that is applied and on disk.
+    pub generation: u64,
+    /// What went wrong last, since the stream was opened or lost.
+    pub last_error: Option<String>,
 }
 
 /// A port.

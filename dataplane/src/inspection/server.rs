@@ -18,8 +18,9 @@ use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio::time::timeout;
 
 use super::flows::FlowReader;
-use super::report::StatusReport;
+use super::report::{ControlReport, StatusReport};
 use super::{Answer, Request, collect, prometheus};
+use crate::control_link::LinkStatus;
 use crate::link::Shared;
 use crate::neighbours::NeighbourCounters;
 
@@ -67,13 +68,21 @@ pub struct Inspector {
     shared: Arc<Shared>,
     flows: FlowReader,
     queries: mpsc::Sender<Query>,
+    control: Option<Arc<LinkStatus>>,
 }
 
 impl Inspector {
     /// Looks into `shared`, and asks the control-side thread through `queries`.
     #[must_use]
     pub fn new(gateway: String, shared: Arc<Shared>, queries: mpsc::Sender<Query>) -> Self {
-        Self { gateway, flows: FlowReader::new(shared.clone()), shared, queries }
+        Self { gateway, flows: FlowReader::new(shared.clone()), shared, queries, control: None }
+    }
+
+    /// Shows a link to control too.
+    #[must_use]
+    pub fn with_control(mut self, control: Option<Arc<LinkStatus>>) -> Self {
+        self.control = control;
+        self
     }
 
     async fn query<T>(&self, query: impl FnOnce(oneshot::Sender<T>) -> Query) -> Result<T, String> {
@@ -85,7 +94,8 @@ impl Inspector {
 
     async fn counters(&self) -> Result<super::CountersReport, String> {
         let neighbours = self.query(Query::Neighbours).await?;
-        Ok(collect::counters(&self.gateway, &self.shared, &neighbours))
+        let control = self.control.as_ref().map(|status| ControlReport::read(status.counters()));
+        Ok(super::CountersReport { control, ..collect::counters(&self.gateway, &self.shared, &neighbours) })
     }
 
     async fn answer(&self, line: &str, to: &mut Lines) -> io::Result<()> {

@@ -39,7 +39,10 @@ impl Tables {
             resources.remove(key);
         }
         resources.extend(change.changed.into_iter().map(|resource| (resource.key(), resource)));
-        let checked = self.declaration(resources.values()).check()?.reload(&self.checked)?;
+        let mut checked = self.declaration(resources.values()).check()?;
+        // What is pushed says nothing of where it comes from.
+        checked.control.clone_from(&self.checked.control);
+        let checked = checked.reload(&self.checked)?;
         let snapshot = Arc::new(compile(&checked, Some(&self.snapshot)));
         (self.checked, self.resources, self.snapshot) = (checked, resources, snapshot);
         Ok(self.snapshot.clone())

@@ -128,6 +128,12 @@ fn a_reload_may_move_to_another_control_but_not_away_from_it() {
     assert_eq!(error, "lab.toml: control = absent: was present when this process started; changing it needs a restart");
     let error = file(&format!("{control}state_directory = \"/srv\"")).reload(&running).unwrap_err().to_string();
     assert!(error.contains("control.state_directory = \"/srv\": was \"/var/lib/postern\""), "{error}");
+    let key = format!("{control}[selection]\nkey = \"{}\"", "ab".repeat(16));
+    let error = file(&key).reload(&running).unwrap_err().to_string();
+    assert_eq!(
+        error,
+        "lab.toml: selection.key = another: was as it was when this process started; changing it needs a restart"
+    );
 }
 
 #[test]

@@ -4,7 +4,7 @@ use std::fmt;
 use std::net::{Ipv4Addr, Ipv6Addr};
 use std::path::PathBuf;
 
-use super::{Checker, process};
+use super::{Checked, Checker, process};
 use crate::declaration::{Control, Declaration};
 use crate::error::Problem;
 
@@ -152,17 +152,16 @@ fn nothing_else_is_declared(checker: &mut Checker<'_>, declaration: &Declaration
     }
 }
 
-/// What of `[control]` a running process cannot change.
-pub(super) fn reload(
-    fixed: &mut impl FnMut(&str, String, String),
-    running: Option<&ControlSettings>,
-    new: Option<&ControlSettings>,
-) {
-    let present = |settings: Option<&ControlSettings>| if settings.is_some() { "present" } else { "absent" }.to_owned();
+/// What a running process that gets its tables from control cannot change.
+pub(super) fn reload(fixed: &mut impl FnMut(&str, String, String), running: &Checked, new: &Checked) {
+    let present = |checked: &Checked| if checked.control.is_some() { "present" } else { "absent" }.to_owned();
     fixed("control", present(running), present(new));
-    if let (Some(running), Some(new)) = (running, new) {
+    if let (Some(old), Some(now)) = (&running.control, &new.control) {
         let directory = |settings: &ControlSettings| format!("\"{}\"", settings.state_directory.display());
-        fixed("control.state_directory", directory(running), directory(new));
+        fixed("control.state_directory", directory(old), directory(now));
+        // The key belongs to every selection table, and those come from control one by one.
+        let key = |changed: bool| if changed { "another" } else { "as it was" }.to_owned();
+        fixed("selection.key", key(false), key(running.selection != new.selection));
     }
 }
 

@@ -152,7 +152,7 @@ impl Checked {
         fixed("gateway.control_socket", path(&old.control_socket), path(&new.control_socket));
         let metrics = |address: Option<SocketAddr>| address.map_or("not set".to_owned(), |address| quoted(&address));
         fixed("gateway.metrics", metrics(old.metrics), metrics(new.metrics));
-        super::control::reload(&mut fixed, running.control.as_ref(), self.control.as_ref());
+        super::control::reload(&mut fixed, running, &self);
         let (old, new) = (&running.workers, &self.workers);
         fixed("workers.count", old.count.to_string(), new.count.to_string());
         fixed("workers.cpus", format!("{:?}", old.cpus), format!("{:?}", new.cpus));
