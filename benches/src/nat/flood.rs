@@ -1,5 +1,6 @@
 //! UDP at overload: a generator that sends 64-byte Ethernet frames (60 without the frame check sequence) as fast as
-//! one CPU can through a packet socket, and a sink that counts and drops them early at the server.
+//! one CPU can, from inside the kernel or, where that is not to be had, through a packet socket; and a sink that counts and
+//! drops them early at the server.
 
 use std::io::IoSlice;
 use std::net::{SocketAddrV4, UdpSocket};
@@ -13,11 +14,13 @@ use nix::sys::socket::{
     AddressFamily, LinkAddr, MsgFlags, MultiHeaders, SockFlag, SockType, bind, sendmmsg, setsockopt, socket, sockopt,
 };
 
+use postern_lab::Offload;
 use postern_wire::MacAddress;
 
+use super::live_frames::LiveFrames;
 use super::nftables;
 use super::processor::{LOAD_CPU, busy_seconds, pin};
-use super::topology::{CLIENT, CLIENT_INTERFACE, PORT, SERVER_INTERFACE, Topology};
+use super::topology::{CLIENT, CLIENT_INTERFACE, GATEWAY_CLIENT_INTERFACE, PORT, SERVER_INTERFACE, Topology};
 use super::{Measured, Metric, NatError, StopOnDrop};
 use crate::packet::{Carried, frame};
 
@@ -36,18 +39,19 @@ pub fn measure(topology: &Topology, warm_up: Duration, window: Duration) -> Resu
     // Makes every neighbour known, and proves the path before frames are thrown at it.
     topology.exchange_one_datagram()?;
     let sink = Sink::open(topology)?;
-    let (socket, frames) = topology.at_client(|| generator(topology))??;
+    let generator = Generator::open(topology)?;
     let (stop, sent) = (AtomicBool::new(false), AtomicU64::new(0));
     std::thread::scope(|scope| {
         let _stop = StopOnDrop(&stop);
         let (stop, sent) = (&stop, &sent);
-        let sender = scope.spawn(move || send(&socket, &frames, sent, stop));
+        let generator = &generator;
+        let sender = scope.spawn(move || topology.at_client(|| generator.send(sent, stop))?);
         std::thread::sleep(warm_up);
-        let (busy, offered, arrived) = (busy_seconds()?, sent.load(Ordering::Relaxed), sink.count()?);
+        let (busy, offered, arrived) = (busy_seconds()?, generator.count(sent)?, sink.count()?);
         let start = Instant::now();
         std::thread::sleep(window);
         let elapsed = start.elapsed().as_secs_f64();
-        let (busy, offered) = (busy_seconds()? - busy, sent.load(Ordering::Relaxed) - offered);
+        let (busy, offered) = (busy_seconds()? - busy, generator.count(sent)? - offered);
         let arrived = sink.count()?.saturating_sub(arrived);
         stop.store(true, Ordering::Relaxed);
         sender.join().unwrap_or(Err(NatError::Nothing("UDP")))?;
@@ -62,30 +66,107 @@ pub fn measure(topology: &Topology, warm_up: Duration, window: Duration) -> Resu
     })
 }
 
-/// A packet socket that only sends, bound to the client's interface, and one frame of each flow.
-fn generator(topology: &Topology) -> Result<(OwnedFd, Vec<Vec<u8>>), NatError> {
-    let kernel = |what| move |error: Errno| NatError::Kernel(what, error);
-    let open = "open the generator's packet socket";
-    // Protocol 0: nothing is received.
-    let fd = socket(AddressFamily::Packet, SockType::Raw, SockFlag::SOCK_CLOEXEC, None).map_err(kernel(open))?;
+/// Where the frames come from.
+struct Generator<'t> {
+    source: Source,
+    /// Receives with GRO while it generates, and whether it did before: frames that an XDP program sends to a veth device are
+    /// taken by NAPI, which GRO turns on.
+    receiver: Option<(&'t Topology, bool)>,
+}
+
+enum Source {
+    Live(LiveFrames),
+    Socket(OwnedFd, Vec<Vec<u8>>),
+}
+
+/// Whether frames can be made inside the kernel here; if not, why.
+///
+/// # Errors
+/// When the namespace cannot be entered.
+pub fn live_frames_refused(topology: &Topology) -> Result<Option<String>, NatError> {
+    Ok(Generator::live(topology).err().map(|error| error.to_string()))
+}
+
+impl<'t> Generator<'t> {
+    fn open(topology: &'t Topology) -> Result<Self, NatError> {
+        let Ok(live) = Self::live(topology) else {
+            let (socket, frames) = topology.at_client(|| Self::socket(topology))??;
+            return Ok(Self { source: Source::Socket(socket, frames), receiver: None });
+        };
+        let receiver = topology.gateway().interface(GATEWAY_CLIENT_INTERFACE);
+        let before = receiver.offload(Offload::GenericReceive)?;
+        receiver.set_offloads(&[Offload::GenericReceive], true)?;
+        Ok(Self { source: Source::Live(live), receiver: Some((topology, before)) })
+    }
+
+    fn live(topology: &Topology) -> Result<LiveFrames, NatError> {
+        topology.at_client(|| {
+            let (_, macs) = client_interface(topology)?;
+            LiveFrames::new(CLIENT_INTERFACE, &flow_frame(macs, 0), FLOWS)
+        })?
+    }
+
+    /// A packet socket that only sends, bound to the client's interface, and one frame of each flow.
+    fn socket(topology: &Topology) -> Result<(OwnedFd, Vec<Vec<u8>>), NatError> {
+        let kernel = |what| move |error: Errno| NatError::Kernel(what, error);
+        let open = "open the generator's packet socket";
+        // Protocol 0: nothing is received.
+        let fd = socket(AddressFamily::Packet, SockType::Raw, SockFlag::SOCK_CLOEXEC, None).map_err(kernel(open))?;
+        let (interface, macs) = client_interface(topology)?;
+        bind(fd.as_raw_fd(), &interface).map_err(kernel(open))?;
+        // Deep enough that the generator never waits for the gateway: the load must be an overload.
+        setsockopt(&fd, sockopt::SndBufForce, &(64 << 20)).map_err(kernel("enlarge the generator's send buffer"))?;
+        Ok((fd, (0..FLOWS).map(|flow| flow_frame(macs, flow)).collect()))
+    }
+
+    /// Frames sent so far.
+    fn count(&self, sent: &AtomicU64) -> Result<u64, NatError> {
+        match &self.source {
+            Source::Socket(..) => Ok(sent.load(Ordering::Relaxed)),
+            Source::Live(frames) => Ok(frames.count()?),
+        }
+    }
+
+    /// Sends until it is told to stop. To be called in the client's namespace.
+    fn send(&self, sent: &AtomicU64, stop: &AtomicBool) -> Result<(), NatError> {
+        pin(LOAD_CPU)?;
+        match &self.source {
+            Source::Socket(socket, frames) => send(socket, frames, sent, stop),
+            Source::Live(frames) => {
+                while !stop.load(Ordering::Relaxed) {
+                    frames.send()?;
+                }
+                Ok(())
+            }
+        }
+    }
+}
+
+impl Drop for Generator<'_> {
+    fn drop(&mut self) {
+        if let Some((topology, false)) = self.receiver {
+            let receiver = topology.gateway().interface(GATEWAY_CLIENT_INTERFACE);
+            let _ = receiver.set_offloads(&[Offload::GenericReceive], false);
+        }
+    }
+}
+
+/// The client's interface, the gateway's and its own MAC address.
+fn client_interface(topology: &Topology) -> Result<(LinkAddr, (MacAddress, MacAddress)), NatError> {
     let interface = getifaddrs()
-        .map_err(kernel("list the client's interfaces"))?
+        .map_err(|error| NatError::Kernel("list the client's interfaces", error))?
         .filter(|interface| interface.interface_name == CLIENT_INTERFACE)
         .find_map(|interface| interface.address?.as_link_addr().copied())
         .ok_or(NatError::NoInterface(CLIENT_INTERFACE))?;
-    bind(fd.as_raw_fd(), &interface).map_err(kernel(open))?;
-    // Deep enough that the generator never waits for the gateway: the load must be an overload.
-    setsockopt(&fd, sockopt::SndBufForce, &(64 << 20)).map_err(kernel("enlarge the generator's send buffer"))?;
     let source = interface.addr().ok_or(NatError::NoInterface(CLIENT_INTERFACE))?;
-    let macs = (topology.gateway_mac(), MacAddress(source));
-    let client = |flow| SocketAddrV4::new(CLIENT, FIRST_PORT + flow);
-    let frames = (0..FLOWS).map(|flow| frame(macs, client(flow), Topology::endpoint(), Carried::Udp, FRAME));
-    let frames = frames.collect();
-    Ok((fd, frames))
+    Ok((interface, (topology.gateway_mac(), MacAddress(source))))
+}
+
+fn flow_frame(macs: (MacAddress, MacAddress), flow: u16) -> Vec<u8> {
+    frame(macs, SocketAddrV4::new(CLIENT, FIRST_PORT + flow), Topology::endpoint(), Carried::Udp, FRAME)
 }
 
 fn send(socket: &OwnedFd, frames: &[Vec<u8>], sent: &AtomicU64, stop: &AtomicBool) -> Result<(), NatError> {
-    pin(LOAD_CPU)?;
     let slices: Vec<[IoSlice<'_>; 1]> = frames.iter().map(|frame| [IoSlice::new(frame)]).collect();
     let bound: Vec<Option<LinkAddr>> = vec![None; frames.len()];
     let mut headers = MultiHeaders::<LinkAddr>::preallocate(frames.len(), None);
@@ -154,4 +235,22 @@ fn received_packets(interface: &'static str) -> Result<u64, NatError> {
         .find(|(name, _)| name.trim() == interface)
         .and_then(|(_, columns)| columns.split_whitespace().nth(1)?.parse().ok())
         .ok_or(NatError::NoInterface(interface))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_flows_checksum_is_the_firsts_less_its_number_which_the_program_in_the_kernel_relies_on() {
+        let macs = (MacAddress([2; 6]), MacAddress([4; 6]));
+        let checksum = |flow| {
+            let frame = flow_frame(macs, flow);
+            assert_eq!(frame.len(), FRAME);
+            u16::from_be_bytes([frame[40], frame[41]])
+        };
+        for flow in 0..FLOWS {
+            assert_eq!(checksum(flow), checksum(0).checked_sub(flow).unwrap());
+        }
+    }
 }

@@ -9,6 +9,7 @@ pub mod bulk;
 pub mod connections;
 pub mod flood;
 pub mod gateway;
+pub mod live_frames;
 pub mod nftables;
 pub mod processor;
 pub mod report;
@@ -49,6 +50,12 @@ pub enum NatError {
     /// An interface that was made has no address.
     #[error("the interface {0} has no link-layer address or no counters")]
     NoInterface(&'static str),
+    /// An offload switch.
+    #[error(transparent)]
+    Offload(#[from] postern_lab::OffloadError),
+    /// A BPF program.
+    #[error(transparent)]
+    Bpf(#[from] postern_frame_io::bpf::BpfError),
     /// `nft` refused.
     #[error("nft refused: {0}")]
     Nft(String),
@@ -293,6 +300,11 @@ pub fn run(options: &Options, mut progress: impl FnMut(&str)) -> Result<Report, 
     let mut notes = placement();
     notes.extend(strangers()?);
     let postern = PosternGateway::build(&options.binary)?;
+    notes.push(match flood::live_frames_refused(postern.topology())? {
+        None => "UDP frames are made inside the kernel (BPF_PROG_RUN, live frames); GRO is on where they are received"
+            .to_owned(),
+        Some(why) => format!("UDP frames are sent through a packet socket: {why}"),
+    });
     let mut contenders = vec![Contender::Postern];
     let reference = if nftables::available() {
         contenders.extend([Contender::NftablesPinned, Contender::NftablesInline]);

@@ -7,7 +7,7 @@
 #![forbid(unsafe_code)]
 
 pub mod addresses;
-mod assembler;
+pub mod assembler;
 pub mod filter;
 pub mod maps;
 pub mod owner;
