@@ -559,6 +559,8 @@ pub enum EndpointState {
 pub struct EndpointStatus {
     /// Its state.
     pub state: EndpointState,
+    /// Since when, in milliseconds since 1970.
+    pub since: u64,
     /// Why, in a sentence, for `rejected`, `failed` and `expired`.
     pub reason: Option<String>,
     /// Its addresses, which stay for its life.

@@ -5,7 +5,7 @@ mod health;
 mod network;
 mod process;
 mod services;
-mod text;
+pub mod text;
 
 use std::collections::HashMap;
 use std::net::Ipv4Addr;

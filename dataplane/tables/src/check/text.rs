@@ -9,7 +9,8 @@ use super::Checker;
 use crate::error::Problem;
 
 /// Why no host can have an address; `None` if one can.
-pub(super) fn why_not_unicast(address: Ipv4Addr) -> Option<&'static str> {
+#[must_use]
+pub fn why_not_unicast(address: Ipv4Addr) -> Option<&'static str> {
     match address.octets()[0] {
         0 => Some("in 0.0.0.0/8, \"this network\""),
         127 => Some("a loopback address"),
@@ -20,7 +21,8 @@ pub(super) fn why_not_unicast(address: Ipv4Addr) -> Option<&'static str> {
 }
 
 /// Whether an address is the network or broadcast address of an on-link prefix; in /31 and /32 there are none.
-pub(super) fn network_end(prefix: Ipv4Prefix, address: Ipv4Addr) -> Option<&'static str> {
+#[must_use]
+pub fn network_end(prefix: Ipv4Prefix, address: Ipv4Addr) -> Option<&'static str> {
     if prefix.length() > 30 || !prefix.contains(address) {
         return None;
     }
@@ -33,7 +35,8 @@ pub(super) fn network_end(prefix: Ipv4Prefix, address: Ipv4Addr) -> Option<&'sta
 }
 
 /// `1024-65535` or `5000`.
-pub(super) fn port_range(text: &str) -> Option<RangeInclusive<u16>> {
+#[must_use]
+pub fn port_range(text: &str) -> Option<RangeInclusive<u16>> {
     let number = |text: &str| text.trim().parse::<u16>().ok();
     let (first, last) = match text.split_once('-') {
         Some((first, last)) => (number(first)?, number(last)?),

@@ -1,0 +1,4 @@
+//! The catalog as its callers use it.
+
+mod builder;
+mod life;
