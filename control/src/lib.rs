@@ -2,6 +2,10 @@
 //! gateway must know, and pushes it. It never touches a packet; losing it changes nothing for traffic.
 #![forbid(unsafe_code)]
 
+pub mod api;
 pub mod catalog;
+pub mod metering;
+pub mod server;
 pub mod settings;
 pub mod store;
+pub mod tls;

@@ -15,7 +15,7 @@ use super::{Caller, Catalog, Code, New, Refusal, life};
 const MANIFESTS: usize = 200_000;
 
 /// What is to be done with an object.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Action {
     /// It is made.
@@ -29,7 +29,7 @@ pub enum Action {
 }
 
 /// A value that changes.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct Difference {
     /// Where, such as `spec.listeners[0].port`.
     pub field: String,
@@ -40,7 +40,7 @@ pub struct Difference {
 }
 
 /// What is to be done with one object.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct Step {
     /// What.
     pub action: Action,
@@ -54,7 +54,7 @@ pub struct Step {
 }
 
 /// What is to be done, objects before those that refer to them, and deletions last.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct Plan {
     /// Step by step.
     pub steps: Vec<Step>,

@@ -18,7 +18,7 @@ const TOKEN: &str = "postern-token-";
 const TOKENS: usize = 100;
 
 /// What is known of a token.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct TokenInfo {
     /// What it is revoked by: the first 17 digits of its digest.
     pub id: String,

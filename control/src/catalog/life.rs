@@ -20,7 +20,7 @@ use super::{Caller, Catalog, Code, Refusal};
 type Endpoint = Object<EndpointSpec, EndpointStatus>;
 
 /// What a provider sees of an endpoint that stands for its service.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct Connection {
     /// Id of the endpoint.
     pub endpoint: String,

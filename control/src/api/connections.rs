@@ -1,0 +1,146 @@
+//! Calls about what belongs to an object: connections of a service, targets of a group, tokens of a principal.
+
+use axum::Json;
+use axum::body::Body;
+use axum::extract::State;
+use axum::http::header::CONTENT_LENGTH;
+use axum::http::{HeaderMap, StatusCode};
+use axum::response::{IntoResponse, Response};
+use serde::Serialize;
+use utoipa::ToSchema;
+
+use super::authentication::Authenticated;
+use super::body::{BODY, DecisionBody, DeregisterBody, RegisterBody, decode};
+use super::error::ApiError;
+use super::objects::with_version;
+use super::query::{Query, Segments};
+use super::{Api, Shared};
+use crate::catalog::{Connection, TokenInfo};
+
+/// Connections of a service.
+#[derive(Debug, Serialize, ToSchema)]
+pub(super) struct Connections {
+    /// One for each endpoint, of which a provider sees nothing else.
+    connections: Vec<Connection>,
+}
+
+pub(super) async fn list(
+    State(api): State<Shared>,
+    Authenticated(caller): Authenticated,
+    path: Segments,
+    query: Query,
+) -> Result<Json<Connections>, ApiError> {
+    query.end()?;
+    let connections = api.call(move |api| api.catalog.connections(&caller, path.at(0))).await?;
+    Ok(Json(Connections { connections }))
+}
+
+pub(super) async fn accept(
+    State(api): State<Shared>,
+    Authenticated(caller): Authenticated,
+    path: Segments,
+    query: Query,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<Json<Connection>, ApiError> {
+    query.end()?;
+    decision(&api, &headers, body).await?;
+    api.call(move |api| api.catalog.accept(&caller, path.at(0), path.at(1))).await.map(Json)
+}
+
+pub(super) async fn reject(
+    State(api): State<Shared>,
+    Authenticated(caller): Authenticated,
+    path: Segments,
+    query: Query,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<Json<Connection>, ApiError> {
+    query.end()?;
+    let reason = decision(&api, &headers, body).await?.reason;
+    api.call(move |api| api.catalog.reject(&caller, path.at(0), path.at(1), reason.as_deref())).await.map(Json)
+}
+
+/// The body of a decision, which may be left out.
+async fn decision(api: &Api, headers: &HeaderMap, body: Body) -> Result<DecisionBody, ApiError> {
+    let none = headers.get(CONTENT_LENGTH).is_none_or(|length| length == "0")
+        && !headers.contains_key(axum::http::header::TRANSFER_ENCODING);
+    if none { Ok(DecisionBody::default()) } else { api.bodies.read(headers, body, BODY, decode).await }
+}
+
+pub(super) async fn register(
+    State(api): State<Shared>,
+    Authenticated(caller): Authenticated,
+    path: Segments,
+    query: Query,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<Response, ApiError> {
+    query.end()?;
+    let RegisterBody { targets } = api.bodies.read(&headers, body, BODY, decode).await?;
+    let group = api.call(move |api| api.catalog.register_targets(&caller, path.at(0), targets)).await?;
+    Ok(with_version(StatusCode::OK, &group))
+}
+
+pub(super) async fn deregister(
+    State(api): State<Shared>,
+    Authenticated(caller): Authenticated,
+    path: Segments,
+    query: Query,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<Response, ApiError> {
+    query.end()?;
+    let DeregisterBody { targets } = api.bodies.read(&headers, body, BODY, decode).await?;
+    let targets: Vec<_> = targets.iter().map(|target| (target.address, target.port)).collect();
+    let group = api.call(move |api| api.catalog.deregister_targets(&caller, path.at(0), &targets)).await?;
+    Ok(with_version(StatusCode::OK, &group))
+}
+
+/// A token that was made.
+#[derive(Serialize, ToSchema)]
+pub(super) struct NewToken {
+    /// The token, which is shown only here.
+    token: String,
+}
+
+/// Tokens of a principal.
+#[derive(Debug, Serialize, ToSchema)]
+pub(super) struct Tokens {
+    /// What is known of each; not the tokens themselves.
+    tokens: Vec<TokenInfo>,
+}
+
+pub(super) async fn make_token(
+    State(api): State<Shared>,
+    Authenticated(caller): Authenticated,
+    path: Segments,
+    query: Query,
+) -> Result<Response, ApiError> {
+    query.end()?;
+    let token = api.call(move |api| api.catalog.make_token(&caller, path.at(0))).await?;
+    let headers = [(axum::http::header::CACHE_CONTROL, "no-store")];
+    Ok((StatusCode::CREATED, headers, Json(NewToken { token })).into_response())
+}
+
+pub(super) async fn tokens(
+    State(api): State<Shared>,
+    Authenticated(caller): Authenticated,
+    path: Segments,
+    query: Query,
+) -> Result<Json<Tokens>, ApiError> {
+    query.end()?;
+    let tokens = api.call(move |api| api.catalog.tokens(&caller, path.at(0))).await?;
+    Ok(Json(Tokens { tokens }))
+}
+
+pub(super) async fn revoke_token(
+    State(api): State<Shared>,
+    Authenticated(caller): Authenticated,
+    path: Segments,
+    query: Query,
+) -> Result<StatusCode, ApiError> {
+    query.end()?;
+    api.call(move |api| api.catalog.revoke_token(&caller, path.at(0), path.at(1))).await?;
+    Ok(StatusCode::NO_CONTENT)
+}
