@@ -16,6 +16,7 @@ const fn slot(seconds: u64) -> usize {
 }
 
 /// Links a record that is in no list into the slot of `seconds`.
+#[inline]
 pub fn link(slots: &mut [u32], records: &mut [FlowRecord], index: u32, seconds: u64) {
     let slot = slot(seconds);
     let head = slots[slot];

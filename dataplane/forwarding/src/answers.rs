@@ -235,6 +235,7 @@ impl Forwarder<'_> {
     }
 
     /// The same where the endpoint's MTU and the listener's bound are known already.
+    #[inline(always)]
     pub(crate) fn clamp_to(
         &self,
         frame: &mut Frame<'_>,

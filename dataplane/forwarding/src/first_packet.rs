@@ -21,7 +21,8 @@ const EVICTIONS: usize = 4;
 
 impl Forwarder<'_> {
     /// A TCP or UDP packet whose flow was not found.
-    #[cold]
+    // Rare beside other packets, but whoever opens many connections waits for it: not cold, or nothing is inlined into it.
+    #[inline(never)]
     pub(crate) fn first(
         &mut self,
         frame: &mut Frame<'_>,
@@ -42,6 +43,8 @@ impl Forwarder<'_> {
     }
 
     /// The provider can never open a connection: hand the packet to the port's owner, else drop it.
+    #[cold]
+    #[inline(never)]
     fn without_flow_from_provider(
         &mut self,
         frame: &mut Frame<'_>,
@@ -64,6 +67,7 @@ impl Forwarder<'_> {
         self.refuse(DropReason::Unsolicited)
     }
 
+    #[inline]
     fn open(
         &mut self,
         frame: &mut Frame<'_>,
@@ -117,6 +121,8 @@ impl Forwarder<'_> {
     }
 
     /// A TCP segment on the consumer's side that is no SYN and has no flow.
+    #[cold]
+    #[inline(never)]
     fn segment_without_flow(
         &mut self,
         frame: &mut Frame<'_>,
@@ -286,63 +292,74 @@ impl Forwarder<'_> {
         now: Now,
     ) -> Result<(u32, u16), DropReason> {
         let way = self.ways.at(place).ok_or(DropReason::NoTarget)?;
-        let (forward, mtu, mss) = (slot.parsed.key, way.mtu, way.mss);
-        let mut record = way.record;
-        record.reverse = record.reverse.to(snat, lease.port);
-        record.forward_hop = self
+        let (vpc, mtu, mss) = (way.vpc, way.mtu, way.mss);
+        let forward = slot.parsed.key;
+        let forward_hop = self
             .hops
             .neighbour(&self.snapshot, &self.ports, way.attachment, way.neighbour)
             .ok_or(DropReason::NextHopsFull)?;
-        record.reverse_hop = self.return_hop(frame, forward, way.vpc)?;
-        record.forward = forward;
-        let plan = RewritePlan::between(forward, record.reverse.reversed());
-        (record.address_delta, record.full_delta) = (plan.address_delta.0, plan.full_delta.0);
-        let tcp = slot.parsed.kind == PacketKind::Tcp;
-        let state = if tcp { State::SynSent } else { State::Udp };
-        record.state = state as u8;
-        record.idle_seconds = state.idle_seconds(record.listener_idle_seconds);
-        (record.last_seen, record.started) = (now.tick(), now.tick());
-        record.lane = lease.lane;
+        let reverse_hop = self.return_hop(frame, forward, vpc)?;
         let lent_to = match note {
             Some(HandoffNote::Borrow { origin, .. }) if origin != self.worker => Some(origin),
             _ => None,
         };
-        if let Some(origin) = lent_to {
-            record.flags = FlowRecord::FLAG_LENT;
-            record.bucket_owner = origin.0 as u8;
-        }
         if let Some(origin) = lent_to
             && !outbox.message(origin, PeerMessage::Lent { key: forward, holder: self.worker })
         {
             return Err(DropReason::OutboxFull);
         }
-        let index = self.table.insert_hashed(&record, slot.hash, now.seconds()).map_err(|error| match error {
+        let tcp = slot.parsed.kind == PacketKind::Tcp;
+        let state = if tcp { State::SynSent } else { State::Udp };
+        let model = &self.ways.at(place).ok_or(DropReason::NoTarget)?.record;
+        let inserted = self.table.insert_with(slot.hash, now.seconds(), model, |record| {
+            record.forward = forward;
+            record.reverse = record.reverse.to(snat, lease.port);
+            let plan = RewritePlan::between(forward, record.reverse.reversed());
+            (record.address_delta, record.full_delta) = (plan.address_delta.0, plan.full_delta.0);
+            (record.forward_hop, record.reverse_hop) = (forward_hop, reverse_hop);
+            (record.last_seen, record.started) = (now.tick(), now.tick());
+            record.state = state as u8;
+            record.idle_seconds = state.idle_seconds(record.listener_idle_seconds);
+            record.lane = lease.lane;
+            if let Some(origin) = lent_to {
+                record.flags = FlowRecord::FLAG_LENT;
+                record.bucket_owner = origin.0 as u8;
+            }
+        });
+        let index = inserted.map_err(|error| match error {
             InsertError::TableFull => DropReason::FlowTableFull,
             InsertError::BucketFull => DropReason::FlowBucketFull,
         })?;
-        self.hops.hold(record.forward_hop);
-        self.hops.hold(record.reverse_hop);
+        self.hops.hold(forward_hop);
+        self.hops.hold(reverse_hop);
         if tcp {
             self.enter_half_open(index);
-            self.clamp_to(frame, &slot.parsed, &record, mtu, mss);
+            self.clamp_to(frame, &slot.parsed, self.table.record(index), mtu, mss);
         }
+        self.count_new(index);
         if lent_to.is_some() {
             self.counters.flows_lent.add(1);
-        }
-        self.counters.flows.add(1);
-        self.counters.flows_new.add(1);
-        if let Some(counters) = self.counters.endpoints.get(record.endpoint as usize) {
-            counters.flows.add(1);
-            counters.flows_new.add(1);
-        }
-        if let Some(counters) = self.counters.targets.get(record.target as usize) {
-            counters.flows.add(1);
-            counters.flows_new.add(1);
         }
         Ok((index, mtu))
     }
 
+    #[inline]
+    fn count_new(&self, index: u32) {
+        let (record, counters) = (self.table.record(index), &*self.counters);
+        counters.flows.add(1);
+        counters.flows_new.add(1);
+        if let Some(counters) = counters.endpoints.get(record.endpoint as usize) {
+            counters.flows.add(1);
+            counters.flows_new.add(1);
+        }
+        if let Some(counters) = counters.targets.get(record.target as usize) {
+            counters.flows.add(1);
+            counters.flows_new.add(1);
+        }
+    }
+
     /// The hop for replies: by route, or to where the request came from.
+    #[inline]
     fn return_hop(&mut self, frame: &Frame<'_>, forward: FlowKey, vpc: VpcIndex) -> Result<u32, DropReason> {
         let attachment = forward.attachment();
         let return_path =
@@ -389,13 +406,17 @@ enum Leaseless {
     Refused(DropReason),
 }
 
-fn is_bad_source(key: FlowKey) -> bool {
-    let source = key.source();
-    source == key.destination()
-        || source.is_multicast()
-        || source.is_broadcast()
-        || source.is_loopback()
-        || source.octets()[0] == 0
+/// Whether a packet's source can be no host: its own destination, "this network" (0/8), loopback (127/8), multicast or
+/// broadcast.
+#[inline]
+const fn is_bad_source(key: FlowKey) -> bool {
+    let source = key.source().to_bits();
+    let first = source >> 24;
+    key.addresses as u32 == (key.addresses >> 32) as u32
+        || first == 0
+        || first == 127
+        || first >> 4 == 14
+        || source == u32::MAX
 }
 
 fn sequence_number(frame: &Frame<'_>, parsed: &Parsed) -> u32 {

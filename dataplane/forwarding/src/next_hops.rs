@@ -76,8 +76,8 @@ pub(crate) struct NextHops {
 
 /// Where in [`NextHops::recent`] a neighbour stands.
 const fn recent_place(attachment: AttachmentIndex, address: Ipv4Addr) -> usize {
-    let bits = address.to_bits();
-    (bits ^ bits >> 8 ^ attachment.0 as u32) as usize % RECENT
+    // The high bits of a product depend on all bits of the factors.
+    ((address.to_bits() ^ attachment.0 as u32).wrapping_mul(0x9e37_79b1) >> 24) as usize % RECENT
 }
 
 impl NextHops {

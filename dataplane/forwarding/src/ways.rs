@@ -46,6 +46,27 @@ pub(crate) struct Way {
 }
 
 impl Way {
+    /// What stands in a place where nothing was worked out yet.
+    fn none() -> Self {
+        let key = WayKey {
+            endpoint: EndpointIndex(0),
+            listener: ListenerIndex(0),
+            target: TargetIndex(0),
+            pool: PoolIndex(0),
+        };
+        Self {
+            key,
+            era: 0,
+            pool: key.pool,
+            vpc: VpcIndex(0),
+            mtu: 0,
+            mss: None,
+            attachment: AttachmentIndex(0),
+            neighbour: Ipv4Addr::UNSPECIFIED,
+            record: FlowRecord::default(),
+        }
+    }
+
     fn new(snapshot: &Snapshot, key: WayKey, era: u32) -> Result<Self, DropReason> {
         let endpoint = snapshot.endpoint(key.endpoint).ok_or(DropReason::NotLocal)?;
         let listener = snapshot.listeners.get(key.listener.at()).ok_or(DropReason::NoListener)?;
@@ -97,19 +118,20 @@ impl Way {
 /// The ways of a worker: a place for each key, which the next key with the same place takes over.
 #[derive(Debug)]
 pub(crate) struct Ways {
-    places: Box<[Option<Way>]>,
+    places: Box<[Way]>,
+    /// Never zero, which is that of [`Way::none`].
     era: u32,
 }
 
 impl Ways {
     pub(crate) fn new() -> Self {
-        Self { places: vec![None; WAYS].into_boxed_slice(), era: 0 }
+        Self { places: vec![Way::none(); WAYS].into_boxed_slice(), era: 1 }
     }
 
     /// The way at a place that [`Self::find`] gave.
     #[inline]
     pub(crate) fn at(&self, place: usize) -> Option<&Way> {
-        self.places.get(place)?.as_ref()
+        self.places.get(place)
     }
 
     /// The place of a way, worked out if it is not known.
@@ -128,7 +150,7 @@ impl Ways {
     #[cold]
     #[inline(never)]
     fn learn(&mut self, snapshot: &Snapshot, key: WayKey, place: usize) -> Result<usize, DropReason> {
-        self.places[place] = Some(Way::new(snapshot, key, self.era)?);
+        self.places[place] = Way::new(snapshot, key, self.era)?;
         Ok(place)
     }
 
@@ -136,7 +158,8 @@ impl Ways {
     pub(crate) fn forget(&mut self) {
         self.era = self.era.wrapping_add(1);
         if self.era == 0 {
-            self.places.fill(None);
+            self.places.fill(Way::none());
+            self.era = 1;
         }
     }
 }

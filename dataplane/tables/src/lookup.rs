@@ -51,11 +51,16 @@ const FEW_ROUTES: usize = 16;
 /// The route with the longest prefix that contains `destination`.
 ///
 /// `routes` stand longest prefix first, equal lengths by network address.
+#[inline]
 #[must_use]
 pub fn longest_match(routes: &[Route], destination: Ipv4Addr) -> Option<&Route> {
     if routes.len() <= FEW_ROUTES {
         return routes.iter().find(|route| route.destination.contains(destination));
     }
+    longest_match_of_many(routes, destination)
+}
+
+fn longest_match_of_many(routes: &[Route], destination: Ipv4Addr) -> Option<&Route> {
     let mut rest = routes;
     while let Some(first) = rest.first() {
         let length = first.destination.length();

@@ -357,6 +357,7 @@ impl Snapshot {
     }
 
     /// The best route to `destination` in a VPC.
+    #[inline]
     #[must_use]
     pub fn route(&self, vpc: VpcIndex, destination: Ipv4Addr) -> Option<&Route> {
         longest_match(&self.vpcs.get(vpc.at())?.routes, destination)

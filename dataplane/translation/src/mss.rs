@@ -7,7 +7,8 @@ use postern_wire::{Frame, PacketKind, Parsed, tcp};
 const MSS_LENGTH: usize = 2;
 
 /// Lowers the maximum segment size option (RFC 9293 §3.7.1) of a SYN or SYN-ACK to `mss` bytes; true if that changed the
-/// packet. A smaller offer stays, and no option is added. The walk over the options ends at a malformed one.
+/// packet. A smaller offer stays, and no option is added. The walk over the options ends at the first of this kind, as a
+/// segment has one at most, and at a malformed one.
 ///
 /// A complete checksum is updated. A partial one holds the pseudo-header's sum only and stays as it is.
 pub fn clamp(frame: &mut Frame<'_>, parsed: &Parsed, mss: u16) -> bool {
@@ -19,30 +20,32 @@ pub fn clamp(frame: &mut Frame<'_>, parsed: &Parsed, mss: u16) -> bool {
     let Some(segment) = frame.bytes_mut().get_mut(l4..parsed.end as usize) else { return false };
     let Some(length) = segment.get(tcp::DATA_OFFSET).map(|byte| tcp::header_length(*byte)) else { return false };
     let Some(header) = segment.get_mut(..length) else { return false };
-    // A header of 60 bytes has room for ten options of this kind; a sane one has one.
-    let mut changed = false;
     let mut next = tcp::HEADER;
     while let Some(tcp::TcpOption { kind, data: at, length }) = tcp::option_at(header, next) {
+        if kind == tcp::OPTION_MSS && length == MSS_LENGTH {
+            return lower(header, at, mss, partial);
+        }
         next = at + length;
-        if kind != tcp::OPTION_MSS || length != MSS_LENGTH {
-            continue;
-        }
-        let offered = [header[at], header[at + 1]];
-        if u16::from_be_bytes(offered) <= mss {
-            continue;
-        }
-        header[at..at + 2].copy_from_slice(&mss.to_be_bytes());
-        changed = true;
-        if !partial {
-            // An option may begin anywhere. At an odd offset its bytes are the second of one word and the first of the next.
-            let sum =
-                |bytes| u64::from(if at % 2 == 0 { u16::from_le_bytes(bytes) } else { u16::from_be_bytes(bytes) });
-            let delta = Delta::between(sum(offered), sum(mss.to_be_bytes()));
-            let field = u16::from_le_bytes([header[tcp::CHECKSUM], header[tcp::CHECKSUM + 1]]);
-            header[tcp::CHECKSUM..tcp::CHECKSUM + 2].copy_from_slice(&delta.apply(field).to_le_bytes());
-        }
     }
-    changed
+    false
+}
+
+/// Lowers the offer at an offset of a TCP header, if it is above `mss`.
+#[inline(always)]
+fn lower(header: &mut [u8], at: usize, mss: u16, partial: bool) -> bool {
+    let offered = [header[at], header[at + 1]];
+    if u16::from_be_bytes(offered) <= mss {
+        return false;
+    }
+    header[at..at + 2].copy_from_slice(&mss.to_be_bytes());
+    if !partial {
+        // An option may begin anywhere. At an odd offset its bytes are the second of one word and the first of the next.
+        let sum = |bytes| u64::from(if at % 2 == 0 { u16::from_le_bytes(bytes) } else { u16::from_be_bytes(bytes) });
+        let delta = Delta::between(sum(offered), sum(mss.to_be_bytes()));
+        let field = u16::from_le_bytes([header[tcp::CHECKSUM], header[tcp::CHECKSUM + 1]]);
+        header[tcp::CHECKSUM..tcp::CHECKSUM + 2].copy_from_slice(&delta.apply(field).to_le_bytes());
+    }
+    true
 }
 
 #[cfg(test)]

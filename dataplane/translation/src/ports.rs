@@ -6,7 +6,7 @@
 //! open and half of its ports free while memory and the range allow, so that the next port is hard to guess (RFC 6056);
 //! under need it goes on until the very last port.
 //!
-//! Eight open blocks are at **hand**: the common lease draws one of them and tries three of its ports, which takes some
+//! Eight open blocks are at **hand**: the common lease draws one of them and tries two of its ports, which takes some
 //! dozens of instructions however many ports are in use. Where that fails, all open blocks are looked at, and the one that
 //! is found comes to hand for another.
 //!
@@ -162,6 +162,7 @@ impl<'m> PortAllocator<'m> {
     ///
     /// # Errors
     /// When no owned port of the range is to be had, or the region is full.
+    #[inline(always)]
     pub fn allocate(
         &mut self,
         key: LaneKey,
@@ -195,10 +196,10 @@ impl<'m> PortAllocator<'m> {
         self.range = ports.clone();
     }
 
-    /// The common case: one of the blocks at hand has one of three ports that are drawn at random.
-    #[inline]
+    /// The common case: one of the blocks at hand has one of two ports that are drawn at random.
+    #[inline(always)]
     fn lease_from_hand(&mut self, lane: u32) -> Option<Lease> {
-        let random = self.region.draw_half();
+        let random = self.region.draw_few();
         let Region { header, lanes, blocks, .. } = &mut self.region;
         let owner = &mut lanes[lane as usize];
         let memory_is_short = header.blocks_used as usize * 2 >= blocks.len();
@@ -208,12 +209,12 @@ impl<'m> PortAllocator<'m> {
         {
             return None;
         }
-        let block = owner.hand.draw(random as u8);
+        let block = owner.hand.draw(random);
         let entry = blocks.get_mut(block as usize)?;
         if !contains(&self.whole, entry.number) {
             return None;
         }
-        let tries = [random >> 8, random >> 15, random >> 22].map(|bits| bits % BLOCK_PORTS);
+        let tries = [random >> 7, random >> 14].map(|bits| bits % BLOCK_PORTS);
         let port = tries.into_iter().find(|port| entry.take(*port))?;
         let number = entry.number;
         owner.taken += 1;
@@ -287,6 +288,7 @@ impl<'m> PortAllocator<'m> {
     ///
     /// # Panics
     /// If `lane` is not an index that a [`Lease`] named.
+    #[inline]
     pub fn half_open(&mut self, lane: u32) -> &mut HalfOpenList {
         &mut self.region.lanes[lane as usize].half_open
     }

@@ -43,11 +43,13 @@ pub const fn pseudo_header(addresses: u64, protocol: u8, length: u16) -> u64 {
 pub struct Delta(pub u16);
 
 impl Delta {
-    /// The change when words that sum to `old` are replaced by words that sum to `new`; sums as [`sum`] gives them.
+    /// The change when words that sum to `old` are replaced by words that sum to `new`; sums as [`sum`] gives them, below
+    /// 2⁵⁵.
     #[inline(always)]
     #[must_use]
     pub const fn between(old: u64, new: u64) -> Self {
-        Self(fold(!fold(old) as u64 + new))
+        // A multiple of all ones adds nothing, and keeps the difference above zero.
+        Self(fold((0xffff << 40) - old + new))
     }
 
     /// The change in the other direction.

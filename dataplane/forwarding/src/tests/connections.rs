@@ -331,6 +331,19 @@ fn an_endpoint_that_comes_back_for_another_service_cuts_the_flows_of_the_first()
 }
 
 #[test]
+fn changed_tables_hold_for_the_next_flow_on_a_way_that_was_known() {
+    let configuration = CONFIGURATION.replace("{pool}", POOL).replace("{targets}", ONE_TARGET);
+    let mut bed = Bed::from_toml(1, &configuration, 4096);
+    bed.connect(CONSUMER_A, socket(CLIENT, 1));
+    bed.reload(
+        &configuration.replace("protocol = \"tcp\"\nport = 80\n", "protocol = \"tcp\"\nport = 80\nidle_seconds = 77\n"),
+    );
+    bed.connect(CONSUMER_A, socket(CLIENT, 2));
+    let idle_seconds = [0, 1].map(|flow| bed.workers[0].table.record(flow).listener_idle_seconds);
+    assert_eq!(idle_seconds, [350, 77]);
+}
+
+#[test]
 fn an_unrelated_change_of_tables_lets_flows_go_on() {
     let mut bed = Bed::new();
     let (snat, _) = bed.connect(CONSUMER_B, socket(CLIENT, 1));

@@ -26,10 +26,10 @@ impl Hand {
         self.held as usize == HAND || self.held == open
     }
 
-    /// One of the blocks, each as likely as the other; [`NONE`] if there is none.
+    /// One of the blocks, each as likely as the other, by seven bits; [`NONE`] if there is none.
     #[inline(always)]
-    pub(super) const fn draw(&self, random: u8) -> u32 {
-        self.blocks[(random as usize * self.held as usize / 256) % HAND]
+    pub(super) const fn draw(&self, random: u32) -> u32 {
+        self.blocks[((random % 128 * self.held) / 128) as usize % HAND]
     }
 
     /// Adds an open block; where there is no place, it takes that of another, which `random` chooses.
@@ -63,5 +63,33 @@ impl Lane {
         insert(&mut self.full, number);
         self.full_blocks += 1;
         self.hand.lay_down(block);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_block_at_hand_is_drawn_as_often_as_the_others_and_none_that_was_laid_down() {
+        let mut hand = Hand::EMPTY;
+        assert_eq!(hand.draw(127), NONE);
+        for block in [10, 11, 12, 13, 12, 10] {
+            hand.take_up(block, 0);
+        }
+        hand.lay_down(11);
+        hand.lay_down(99);
+        assert!(hand.is_whole(3) && !hand.is_whole(4));
+        let count = |block| (0..128).filter(|random| hand.draw(*random) == block).count();
+        assert!([10, 12, 13].into_iter().all(|block| (42..=43).contains(&count(block))));
+        assert_eq!(count(11) + count(NONE), 0);
+    }
+
+    #[test]
+    fn a_full_hand_gives_one_place_to_the_newcomer() {
+        let mut hand = Hand::EMPTY;
+        (0..HAND as u32 + 1).for_each(|block| hand.take_up(block, 5));
+        assert_eq!(hand.blocks, [0, 1, 2, 3, 4, 8, 6, 7]);
+        assert!(hand.is_whole(1000));
     }
 }

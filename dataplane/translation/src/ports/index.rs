@@ -15,7 +15,7 @@ impl Region<'_> {
         index_hash(self.header.secret, key[0], key[1]) as usize & (self.lane_heads.len() - 1)
     }
 
-    #[inline]
+    #[inline(always)]
     pub(super) fn lane(&self, key: [u64; 2]) -> Option<u32> {
         let mut at = self.lane_heads[self.lane_head(key)];
         for _ in 0..CHAIN {

@@ -2,6 +2,9 @@
 
 use super::region::Region;
 
+/// Bits that a lease from the hand needs.
+pub(super) const FEW_BITS: u32 = 21;
+
 impl Region<'_> {
     /// The next 64 bits of the stream.
     #[inline(never)]
@@ -11,16 +14,16 @@ impl Region<'_> {
         draw(header.secret, header.draws)
     }
 
-    /// The next 32 bits: each draw serves twice.
+    /// The next [`FEW_BITS`] bits: each draw serves three times.
     #[inline]
-    pub(super) fn draw_half(&mut self) -> u32 {
-        if self.header.has_spare != 0 {
-            self.header.has_spare = 0;
-            return self.header.spare;
+    pub(super) fn draw_few(&mut self) -> u32 {
+        if self.header.spares == 0 {
+            (self.header.spare, self.header.spares) = (self.draw(), 3);
         }
-        let random = self.draw();
-        (self.header.spare, self.header.has_spare) = ((random >> 32) as u32, 1);
-        random as u32
+        let random = self.header.spare as u32 % (1 << FEW_BITS);
+        self.header.spare >>= FEW_BITS;
+        self.header.spares -= 1;
+        random
     }
 }
 

@@ -134,9 +134,10 @@ pub(super) struct Header {
     /// Oldest entry of the resting ring, and entries in it, those included that have ended.
     pub(super) ring_front: u32,
     pub(super) ring_length: u32,
-    /// The half of the last draw that was not needed, where `has_spare` is 1.
-    pub(super) spare: u32,
-    pub(super) has_spare: u32,
+    /// What is left of the last draw, and how often it will do.
+    pub(super) spare: u64,
+    pub(super) spares: u32,
+    unused: u32,
 }
 
 /// The first and last entry of a list that the flow table keeps for a lane; [`NONE`] where it is empty.
@@ -292,7 +293,8 @@ impl<'m> Region<'m> {
             ring_front: 0,
             ring_length: 0,
             spare: 0,
-            has_spare: 0,
+            spares: 0,
+            unused: 0,
         };
         // Lanes, blocks and rests are written before they are read: their pages stay untouched until then.
         region.lane_heads.fill(NONE);

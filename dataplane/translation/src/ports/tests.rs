@@ -286,6 +286,22 @@ fn the_port_that_comes_next_is_hard_to_guess() {
 }
 
 #[test]
+fn a_lane_with_many_open_blocks_draws_from_all_of_them() {
+    let capacity = PortCapacity::for_flows(65_536);
+    let mut memory = memory(&capacity);
+    let mut ports = allocator(&mut memory, capacity, SECRET);
+    (0..10_000).for_each(|_| assert!(ports.allocate(lane(1), RANGE, Need::Rested, at(0)).is_ok()));
+    let blocks = ports.statistics().blocks;
+    let mut drawn = HashSet::new();
+    for _ in 0..4000 {
+        let lease = ports.allocate(lane(1), RANGE, Need::Rested, at(0)).unwrap();
+        assert!(ports.release(lease.lane, lease.port, 0, at(0)));
+        drawn.insert(lease.port / 128);
+    }
+    assert!(drawn.len() * 10 > blocks as usize * 7, "{} of {blocks} blocks", drawn.len());
+}
+
+#[test]
 fn a_copied_region_opens_with_the_same_leases_rests_and_future() {
     let capacity = PortCapacity::for_flows(4096);
     let mut memory = memory(&capacity);
