@@ -279,7 +279,7 @@ mod tests {
         }
 
         fn index(&self, address: &str) -> usize {
-            let address = address.parse().unwrap();
+            let address: std::net::Ipv4Addr = address.parse().unwrap();
             let endpoints = self.tables.snapshot().endpoints.iter();
             endpoints
                 .into_iter()

@@ -55,3 +55,17 @@ fn a_refused_change_leaves_everything_as_it_was() {
     assert!(std::sync::Arc::ptr_eq(&snapshot, tables.snapshot()));
     assert_eq!(resources, tables.resources().collect::<Vec<_>>());
 }
+
+#[test]
+fn tables_of_a_gateway_with_control_take_what_is_pushed() {
+    let process = "[control]\naddress = \"http://localhost:1\"\ntoken_file = \"/t\"\n";
+    let ports = LAB.split("[[vpc]]").next().unwrap();
+    let ports = &ports[ports.find("[[port]]").unwrap()..];
+    let process = Declaration::from_toml(&format!("{process}{ports}"), "gateway.toml").unwrap().check().unwrap();
+    let mut tables = Tables::new(&process);
+    let lab = Declaration::from_toml(LAB, "lab.toml").unwrap();
+    let snapshot = tables.update(Change::full(&lab)).unwrap();
+    assert!(snapshot.endpoint(EndpointIndex(0)).is_some());
+    tables.update(Change { full: true, ..Change::default() }).unwrap();
+    tables.update(Change::full(&lab)).unwrap();
+}

@@ -51,11 +51,11 @@ fn file(directory: &Path) -> (Vec<u8>, Vec<(u64, BTreeSet<String>)>) {
 fn what_was_written_is_read_back_and_goes_on_being_written() {
     let path = directory("round");
     let (_, states) = file(&path);
-    for generation in 10..12 {
+    for generation in 10..12_u64 {
         let (mut state, restored) = StateFile::open(&path, "gateway-1").unwrap();
         let restored = restored.unwrap();
         assert_eq!(restored.catalog, "catalog-a");
-        assert_eq!(restored.digest, (generation - 1).to_be_bytes());
+        assert_eq!(restored.digest, (generation - 1_u64).to_be_bytes());
         if generation == 10 {
             assert_eq!(self::state(&restored), states[2]);
         }
