@@ -40,7 +40,8 @@ fn lower(header: &mut [u8], at: usize, mss: u16, partial: bool) -> bool {
     header[at..at + 2].copy_from_slice(&mss.to_be_bytes());
     if !partial {
         // An option may begin anywhere. At an odd offset its bytes are the second of one word and the first of the next.
-        let sum = |bytes| u64::from(if at % 2 == 0 { u16::from_le_bytes(bytes) } else { u16::from_be_bytes(bytes) });
+        let sum =
+            |bytes| u64::from(if at.is_multiple_of(2) { u16::from_le_bytes(bytes) } else { u16::from_be_bytes(bytes) });
         let delta = Delta::between(sum(offered), sum(mss.to_be_bytes()));
         let field = u16::from_le_bytes([header[tcp::CHECKSUM], header[tcp::CHECKSUM + 1]]);
         header[tcp::CHECKSUM..tcp::CHECKSUM + 2].copy_from_slice(&delta.apply(field).to_le_bytes());
