@@ -50,7 +50,7 @@ impl BackOff {
         mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
         mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
         mixed ^= mixed >> 31;
-        let nanoseconds = u128::from(mixed) * bound.as_nanos() >> 64;
+        let nanoseconds = (u128::from(mixed) * bound.as_nanos()) >> 64;
         Duration::from_nanos(u64::try_from(nanoseconds).unwrap_or(u64::MAX))
     }
 }

@@ -113,7 +113,7 @@ pub(super) fn control(checker: &mut Checker<'_>, declaration: &Declaration) -> O
     let shown = |path: &Option<PathBuf>| path.as_ref().map(|path| path.display().to_string()).unwrap_or_default();
     match (&certificate, &key) {
         (Some(_), None) => {
-            checker.error("control.certificate", &shown(&certificate), Problem::Incomplete("control.key"))
+            checker.error("control.certificate", &shown(&certificate), Problem::Incomplete("control.key"));
         }
         (None, Some(_)) => checker.error("control.key", &shown(&key), Problem::Incomplete("control.certificate")),
         (None, None) if token.is_none() => {
