@@ -5,6 +5,8 @@
 
 pub mod memory;
 pub mod redb;
+#[cfg(test)]
+mod suite;
 
 use std::collections::VecDeque;
 use std::path::PathBuf;

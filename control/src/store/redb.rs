@@ -4,6 +4,8 @@
 //! A file is read through once, every checksum compared, before anything may write to it. That reading works on a copy
 //! of the changed pages in memory, so a damaged file stays as it is for whoever wants to rescue something.
 
+#[cfg(test)]
+pub(super) mod tests;
 mod untouched;
 
 use std::fs::{self, File, OpenOptions, TryLockError};

@@ -109,3 +109,67 @@ fn a_deleted_endpoint_is_shown_for_an_hour_and_frees_its_name_address_and_servic
     assert_eq!(world.catalog.one(&world.consumer, Kind::Endpoint, endpoint.id()).unwrap_err().code, Code::NotFound);
     world.compare_with_store();
 }
+
+#[test]
+fn taking_a_principal_off_the_allow_list_leaves_accepted_endpoints_alone_unless_the_service_reconciles() {
+    let world = World::with_service(open_to_all());
+    let id = world.connect("e").id().to_owned();
+    world.catalog.endpoint_applied(&id).unwrap();
+    let closed = json!({ "load_balancers": ["front"], "allowed_principals": [] });
+    world.change(&world.provider, Kind::Service, "api", closed).unwrap();
+    assert_eq!(world.state("e"), "available");
+    let another = json!({ "vpc": "bank-net", "service": world.service_id() });
+    assert_eq!(world.try_make(&world.consumer, Kind::Endpoint, "f", another).unwrap_err().code, Code::NotFound);
+    let closed = json!({ "load_balancers": ["front"], "allowed_principals": [], "reconcile": true });
+    world.change(&world.provider, Kind::Service, "api", closed).unwrap();
+    assert_eq!(world.state("e"), "rejected");
+    assert_eq!(world.catalog.accept(&world.provider, "api", &id).unwrap_err().code, Code::Conflict);
+    assert_eq!(events(&world), [EventKind::Connect, EventKind::Accept, EventKind::Reject]);
+    world.compare_with_store();
+}
+
+#[test]
+fn an_endpoint_that_its_gateway_refuses_has_failed_until_it_is_applied() {
+    let world = World::with_service(open_to_all());
+    let id = world.connect("e").id().to_owned();
+    world.catalog.endpoint_failed(&id, "no gateway in zone b").unwrap();
+    assert_eq!(
+        (world.state("e"), world.endpoint("e")["reason"].as_str()),
+        ("failed".to_owned(), Some("no gateway in zone b"))
+    );
+    world.catalog.endpoint_applied(&id).unwrap();
+    assert_eq!(world.state("e"), "available");
+    assert!(world.endpoint("e")["reason"].is_null());
+}
+
+#[test]
+fn a_load_balancer_is_exchanged_under_live_endpoints() {
+    let world = World::with_service(open_to_all());
+    let id = world.connect("e").id().to_owned();
+    world.catalog.endpoint_applied(&id).unwrap();
+    let listeners = json!([{ "port": 443, "target_groups": [{ "target_group": "web" }] }]);
+    world.make(&world.provider, Kind::LoadBalancer, "new-front", json!({ "listeners": listeners }));
+    let service = json!({ "load_balancers": ["new-front"], "allowed_principals": ["*"] });
+    world.change(&world.provider, Kind::Service, "api", service).unwrap();
+    world.catalog.delete(&world.provider, Kind::LoadBalancer, "front", None).unwrap();
+    assert_eq!(world.state("e"), "available");
+    world.compare_with_store();
+}
+
+#[test]
+fn placement_outlives_a_restart() {
+    let world = World::with_service(open_to_all());
+    let endpoint = world.connect("e");
+    let address = world.endpoint("e")["addresses"][0]["address"].as_str().unwrap().parse().unwrap();
+    let gateway = world.catalog.one(&world.operator, Kind::Gateway, "gw1").unwrap().id().to_owned();
+    let pool = world.catalog.one(&world.provider, Kind::SnatPool, "pool").unwrap().id().to_owned();
+    let source: std::net::IpAddr = "10.1.0.200".parse().unwrap();
+    let placement =
+        vec![(endpoint.id().to_owned(), address, Some(gateway.clone())), (pool.clone(), source, Some(gateway.clone()))];
+    world.catalog.set_placement(placement).unwrap();
+    world.compare_with_store();
+    let state = world.catalog.read();
+    assert_eq!(state.endpoint(endpoint.id()).unwrap().status.addresses[0].gateway.as_ref(), Some(&gateway));
+    assert_eq!(state.snat_pool(&pool).unwrap().status.holders.get(&source), Some(&gateway));
+    assert_eq!(state.endpoint(endpoint.id()).unwrap().metadata.version, 1, "placement is not a change of the owner's");
+}
