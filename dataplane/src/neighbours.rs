@@ -8,7 +8,7 @@ mod announcements;
 pub mod arp_frame;
 mod entries;
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::net::Ipv4Addr;
 use std::sync::Arc;
 
@@ -61,8 +61,10 @@ pub struct NeighbourCounters {
 pub struct Neighbours {
     snapshot: Arc<Snapshot>,
     ports: Vec<PortInfo>,
-    /// Addresses that Postern holds, by VPC, sorted.
-    held: HashMap<VpcIndex, Vec<Ipv4Addr>>,
+    /// Addresses that Postern holds, by VPC.
+    held: HashMap<VpcIndex, BTreeSet<Ipv4Addr>>,
+    /// Attachments by VPC.
+    attachments: HashMap<VpcIndex, Vec<AttachmentIndex>>,
     entries: Entries,
     announcements: Announcements,
     counters: NeighbourCounters,
@@ -77,6 +79,7 @@ impl Neighbours {
             snapshot: Arc::new(Snapshot::default()),
             ports,
             held: HashMap::new(),
+            attachments: HashMap::new(),
             entries: Entries::default(),
             announcements: Announcements::default(),
             counters: NeighbourCounters::default(),
@@ -86,15 +89,39 @@ impl Neighbours {
         neighbours
     }
 
-    /// Takes a new snapshot: new addresses are announced, entries of attachments that are gone are forgotten.
+    /// Takes a new snapshot: new addresses are announced, entries of attachments that are gone are forgotten. Costs what
+    /// changed, unless attachments did.
     pub fn apply(&mut self, snapshot: Arc<Snapshot>, now: Now, output: &mut Output) {
         let old = std::mem::replace(&mut self.snapshot, snapshot);
-        self.held.clear();
-        for (vpc, address) in self.snapshot.local.keys() {
-            self.held.entry(*vpc).or_default().push(*address);
+        let same_attachments = Arc::ptr_eq(&old.attachments, &self.snapshot.attachments);
+        if !same_attachments {
+            self.attachments.clear();
+            for (at, attachment) in self.snapshot.attachments.iter().enumerate() {
+                if !attachment.is_removed() {
+                    self.attachments.entry(attachment.vpc).or_default().push(AttachmentIndex(at as u16));
+                }
+            }
         }
-        for addresses in self.held.values_mut() {
-            addresses.sort_unstable();
+        let mut new = Vec::new();
+        for ((vpc, address), was, is) in self.snapshot.local.differences(&old.local) {
+            if is.is_some() {
+                self.held.entry(vpc).or_default().insert(address);
+                if was.is_none() {
+                    new.push((vpc, address));
+                }
+            } else if let Some(held) = self.held.get_mut(&vpc) {
+                held.remove(&address);
+                if held.is_empty() {
+                    self.held.remove(&vpc);
+                }
+            }
+        }
+        new.sort_unstable();
+        if same_attachments {
+            for (vpc, address) in new {
+                self.announce_new(vpc, address, |_| true, now);
+            }
+            return;
         }
         let same = |index: AttachmentIndex| {
             let (before, after) = (attachment_of(&old, index), attachment_of(&self.snapshot, index));
@@ -105,15 +132,27 @@ impl Neighbours {
         for (attachment, address) in self.entries.forget(|key| !same(key.0)) {
             output.events.push(NeighbourEvent { attachment, address, mac: None });
         }
-        for at in 0..self.snapshot.attachments.len() {
+        let known: Vec<bool> = (0..self.snapshot.attachments.len())
+            .map(|at| same(AttachmentIndex(at as u16)) && old.attachments[at].mac == self.snapshot.attachments[at].mac)
+            .collect();
+        for (vpc, address) in new {
+            self.announce_new(vpc, address, |index| known[usize::from(index.0)], now);
+        }
+        for (at, _) in known.iter().enumerate().filter(|(_, known)| !**known) {
             let index = AttachmentIndex(at as u16);
-            let known = same(index) && old.attachments[at].mac == self.snapshot.attachments[at].mac;
-            let vpc = self.snapshot.attachments[at].vpc;
             for address in self.announced_on(index) {
-                if !(known && old.local.contains_key(&(vpc, address))) {
-                    self.announcements.add(index, address, now);
-                }
+                self.announcements.add(index, address, now);
             }
+        }
+    }
+
+    /// Announces an address on those attachments of its VPC that `which` names, where it is to be announced.
+    fn announce_new(&mut self, vpc: VpcIndex, address: Ipv4Addr, which: impl Fn(AttachmentIndex) -> bool, now: Now) {
+        let attachments = self.attachments.get(&vpc).map_or(&[][..], Vec::as_slice);
+        let on_link = |index: &AttachmentIndex| is_on_link(&self.snapshot, *index, address);
+        let elsewhere = attachments.iter().any(on_link);
+        for &index in attachments.iter().filter(|index| which(**index) && (on_link(index) || !elsewhere)) {
+            self.announcements.add(index, address, now);
         }
     }
 
@@ -345,10 +384,11 @@ impl Neighbours {
         let Some(held) = self.held.get(&attachment.vpc) else {
             return Ipv4Addr::UNSPECIFIED;
         };
-        let near = attachment.prefixes.iter().filter(|prefix| prefix.contains(address)).find_map(|prefix| {
-            let first = held.partition_point(|held| *held < prefix.network());
-            held.get(first).filter(|held| prefix.contains(**held))
-        });
+        let near = attachment
+            .prefixes
+            .iter()
+            .filter(|prefix| prefix.contains(address))
+            .find_map(|prefix| held.range(prefix.network()..).next().filter(|held| prefix.contains(**held)));
         near.or(held.first()).copied().unwrap_or(Ipv4Addr::UNSPECIFIED)
     }
 
@@ -357,16 +397,17 @@ impl Neighbours {
         let Some(attachment) = attachment_of(&self.snapshot, index) else {
             return Vec::new();
         };
-        let on_link = |attachment: &Attachment, address: Ipv4Addr| {
-            attachment.prefixes.iter().any(|prefix| prefix.contains(address))
-        };
-        let elsewhere = |address: Ipv4Addr| {
-            let mut others = self.snapshot.attachments.iter().filter(|other| other.vpc == attachment.vpc);
-            others.any(|other| on_link(other, address))
-        };
+        let attachments = self.attachments.get(&attachment.vpc).map_or(&[][..], Vec::as_slice);
+        let on_link = |index, address| is_on_link(&self.snapshot, index, address);
+        let elsewhere = |address| attachments.iter().any(|other| on_link(*other, address));
         let held = self.held.get(&attachment.vpc).into_iter().flatten().copied();
-        held.filter(|address| on_link(attachment, *address) || !elsewhere(*address)).collect()
+        held.filter(|address| on_link(index, *address) || !elsewhere(*address)).collect()
     }
+}
+
+fn is_on_link(snapshot: &Snapshot, index: AttachmentIndex, address: Ipv4Addr) -> bool {
+    let prefixes = attachment_of(snapshot, index).map_or(&[][..], |attachment| &attachment.prefixes);
+    prefixes.iter().any(|prefix| prefix.contains(address))
 }
 
 fn attachment_of(snapshot: &Snapshot, index: AttachmentIndex) -> Option<&Attachment> {

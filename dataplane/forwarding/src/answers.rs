@@ -223,7 +223,7 @@ impl Forwarder<'_> {
     /// Lowers the MSS option of a SYN or SYN-ACK to what fits both ways.
     #[cold]
     pub(crate) fn clamp(&self, frame: &mut Frame<'_>, parsed: &Parsed, record: &FlowRecord) {
-        let endpoint = self.snapshot.endpoints.get(record.endpoint as usize).and_then(Option::as_ref);
+        let endpoint = self.snapshot.endpoints.get(record.endpoint as usize);
         let configured = endpoint
             .and_then(|endpoint| {
                 let port = record.forward.destination_port();

@@ -5,7 +5,7 @@ use std::hint::select_unpredictable;
 use postern_flows::tcp::Segment;
 use postern_flows::{FlowRecord, State};
 use postern_measurement::Now;
-use postern_tables::snapshot::{Endpoint, TargetIndex};
+use postern_tables::snapshot::{Endpoint, EndpointIndex, TargetIndex};
 use postern_translation::RewritePlan;
 use postern_translation::rewrite::{rewrite, rewrite_plain};
 use postern_wire::checksum::Delta;
@@ -104,8 +104,8 @@ impl Forwarder<'_> {
         let parsed = &slot.parsed;
         let index = slot.found.index();
         let record = self.table.record_mut(index);
-        let endpoint_mtu = match self.snapshot.endpoints.get(record.endpoint as usize) {
-            Some(Some(endpoint)) if endpoint.policy_epoch == record.policy_epoch => endpoint.mtu,
+        let endpoint_mtu = match self.snapshot.policies.get(record.endpoint as usize) {
+            Some(policy) if policy.epoch == record.policy_epoch => policy.mtu,
             _ => return self.judge_again(frame, slot, note, outbox, now),
         };
         if record.is_expired(now.tick()) {
@@ -270,14 +270,34 @@ impl Forwarder<'_> {
         if record.flags & FlowRecord::FLAG_AWAY != 0 {
             return self.stale(frame, slot, note, outbox, now);
         }
-        let allowed = self.snapshot.endpoints.get(record.endpoint as usize).and_then(Option::as_ref);
-        let allowed = allowed.filter(|endpoint| self.is_allowed(&record, endpoint));
+        let endpoint = self.snapshot.endpoint(EndpointIndex(record.endpoint));
+        let allowed = endpoint.filter(|endpoint| self.is_allowed(&record, endpoint));
         let Some(epoch) = allowed.map(|endpoint| endpoint.policy_epoch) else {
             self.end(index, outbox, now);
             return self.refuse_for(record.endpoint, DropReason::AccessWithdrawn);
         };
+        let target = self.snapshot.target(TargetIndex(record.target));
+        if target.is_some_and(|target| target.cut && target.incarnation == record.target_incarnation) {
+            return self.cut(frame, slot, outbox, now);
+        }
         self.table.record_mut(index).policy_epoch = epoch;
         self.known(frame, slot, note, outbox, now)
+    }
+
+    /// Ends a flow whose target is not to have any; its client is told.
+    #[cold]
+    fn cut(&mut self, frame: &Frame<'_>, slot: &Slot, outbox: &mut Outbox, now: Now) -> Verdict {
+        let endpoint = self.table.record(slot.found.index()).endpoint;
+        self.end(slot.found.index(), outbox, now);
+        let parsed = &slot.parsed;
+        let told = parsed.kind == PacketKind::Tcp
+            && parsed.tcp_flags & RST == 0
+            && slot.found.direction() == Direction::Forward
+            && self.answer_reset(frame, parsed, outbox, now);
+        if told && let Some(counters) = self.counters.endpoints.get(endpoint as usize) {
+            counters.own_resets.add(1);
+        }
+        self.refuse_for(endpoint, DropReason::TargetUnhealthy)
     }
 
     /// Whether an endpoint, as it is now, may hold a flow: it is the flow's address in the same VPC, and what it stands for
@@ -287,6 +307,10 @@ impl Forwarder<'_> {
         let key = record.forward;
         let attachment = snapshot.attachments.get(usize::from(key.attachment().0));
         let target = TargetIndex(record.target);
+        // It was judged when access and rules were those of now: an epoch is never smaller than one before.
+        if record.policy_epoch >= endpoint.access_epoch {
+            return true;
+        }
         endpoint.address == key.destination()
             && attachment.is_some_and(|attachment| attachment.vpc == endpoint.vpc)
             && snapshot.target(target).is_some_and(|now| now.incarnation == record.target_incarnation)

@@ -442,7 +442,8 @@ impl<'m> Forwarder<'m> {
     pub fn apply(&mut self, snapshot: Arc<Snapshot>) -> Arc<Snapshot> {
         let old = std::mem::replace(&mut self.snapshot, snapshot);
         self.ways.forget();
-        if old.attachments != self.snapshot.attachments {
+        // Most changes share them.
+        if !Arc::ptr_eq(&old.attachments, &self.snapshot.attachments) && old.attachments != self.snapshot.attachments {
             self.link_up();
         }
         old

@@ -113,6 +113,8 @@ drop_reasons! {
     WrongTarget = "wrong_target",
     /// The endpoint's access was withdrawn.
     AccessWithdrawn = "access_withdrawn",
+    /// The flow's target is unhealthy, and its flows end; TCP of the consumer is answered with a RST where the limit allows.
+    TargetUnhealthy = "target_unhealthy",
     /// A TCP segment that the state of its flow does not allow.
     TcpState = "tcp_state",
     /// Every port of the SNAT pool toward the target is in use.

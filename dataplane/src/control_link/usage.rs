@@ -141,7 +141,7 @@ impl UsageBook {
         let mut flows = vec![0; wanted.len()];
         for at in 0..self.snapshot.targets.len() {
             let target = self.snapshot.target(TargetIndex(at as u32));
-            let place = target.and_then(|target| place.get(&(target.group.as_str(), target.address, target.port)));
+            let place = target.and_then(|target| place.get(&(&*target.group, target.address, target.port)));
             if let Some(&place) = place {
                 let counters = self.counters.iter().filter_map(|worker| worker.targets.get(at));
                 flows[place] += counters.map(|target| target.flows.get()).sum::<u64>();
@@ -166,14 +166,14 @@ impl UsageBook {
         let arrived = slot.incarnation != endpoint.incarnation;
         slot.incarnation = endpoint.incarnation;
         let before = std::mem::replace(&mut slot.read, now);
-        if !self.sums.contains_key(&endpoint.id) {
-            self.sums.insert(endpoint.id.clone(), Sum::default());
+        if !self.sums.contains_key(&*endpoint.id) {
+            self.sums.insert(endpoint.id.to_string(), Sum::default());
         }
-        let Some(sum) = self.sums.get_mut(&endpoint.id) else { return };
+        let Some(sum) = self.sums.get_mut(&*endpoint.id) else { return };
         sum.addresses += u32::from(arrived);
         sum.counts.advance(&before, &now);
         if !std::mem::replace(&mut sum.moved, true) {
-            self.moved.push_back(endpoint.id.clone());
+            self.moved.push_back(endpoint.id.to_string());
         }
     }
 
@@ -188,16 +188,16 @@ impl UsageBook {
         };
         slot.incarnation = 0;
         let active = std::mem::take(&mut slot.read.active_connections);
-        let Some(sum) = self.sums.get_mut(&endpoint.id) else { return };
+        let Some(sum) = self.sums.get_mut(&*endpoint.id) else { return };
         sum.addresses = sum.addresses.saturating_sub(1);
         if active > 0 {
             sum.counts.active_connections = sum.counts.active_connections.saturating_sub(active);
             if !std::mem::replace(&mut sum.moved, true) {
-                self.moved.push_back(endpoint.id.clone());
+                self.moved.push_back(endpoint.id.to_string());
             }
         }
         if sum.addresses == 0 {
-            self.departed.push_back(endpoint.id.clone());
+            self.departed.push_back(endpoint.id.to_string());
             if self.departed.len() > DEPARTED
                 && let Some(longest) = self.departed.pop_front()
                 && self.sums.get(&longest).is_some_and(|sum| sum.addresses == 0)

@@ -98,7 +98,7 @@ fn errno_name(errno: usize) -> String {
 }
 
 fn endpoints(snapshot: &Snapshot, shared: &Shared) -> Vec<EndpointReport> {
-    let present = snapshot.endpoints.iter().enumerate().filter_map(|(at, endpoint)| Some((at, endpoint.as_ref()?)));
+    let present = snapshot.endpoints.iter().enumerate().filter_map(|(at, endpoint)| Some((at, endpoint?)));
     let mut drops: BTreeMap<u32, BTreeMap<String, u64>> = BTreeMap::new();
     for (endpoint, reason, count) in shared.links.iter().flat_map(|link| link.counters.drop_pairs.iter()) {
         *drops.entry(endpoint).or_default().entry(reason.label().to_owned()).or_default() += count;
@@ -109,7 +109,7 @@ fn endpoints(snapshot: &Snapshot, shared: &Shared) -> Vec<EndpointReport> {
             traffic.add(&EndpointTraffic::read(counters));
         }
         EndpointReport {
-            id: endpoint.id.clone(),
+            id: endpoint.id.to_string(),
             vpc: vpc_id(snapshot, endpoint.vpc),
             address: endpoint.address,
             traffic,
@@ -120,14 +120,14 @@ fn endpoints(snapshot: &Snapshot, shared: &Shared) -> Vec<EndpointReport> {
 }
 
 fn targets(snapshot: &Snapshot, shared: &Shared) -> Vec<TargetReport> {
-    let present = snapshot.targets.iter().enumerate().filter_map(|(at, target)| Some((at, target.as_ref()?)));
+    let present = snapshot.targets.iter().enumerate().filter_map(|(at, target)| Some((at, target?)));
     let report = |(at, target): (usize, &postern_tables::snapshot::Target)| {
         let mut traffic = TargetTraffic::default();
         for counters in shared.links.iter().filter_map(|link| link.counters.targets.get(at)) {
             traffic.add(&TargetTraffic::read(counters));
         }
         TargetReport {
-            group: target.group.clone(),
+            group: target.group.to_string(),
             vpc: vpc_id(snapshot, target.vpc),
             target: SocketAddrV4::new(target.address, target.port),
             traffic,

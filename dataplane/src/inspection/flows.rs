@@ -107,7 +107,7 @@ fn report(snapshot: &Snapshot, worker: usize, view: &FlowView) -> FlowReport {
         protocol: if view.forward.protocol() == PROTOCOL_TCP { "tcp" } else { "udp" }.to_owned(),
         vpc: attachment.map(|attachment| collect::vpc_id(snapshot, attachment.vpc)).unwrap_or_default(),
         client: view.forward.source_socket(),
-        endpoint: endpoint.map(|endpoint| endpoint.id.clone()).unwrap_or_default(),
+        endpoint: endpoint.map(|endpoint| endpoint.id.to_string()).unwrap_or_default(),
         service: view.forward.destination_socket(),
         snat: view.reverse.destination_socket(),
         target: view.reverse.source_socket(),

@@ -1,3 +1,4 @@
+use postern_tables::sharded::Sharded;
 use postern_tables::snapshot::{EndpointIndex, LocalAddress, PoolIndex, Vpc};
 use postern_wire::Ipv4Prefix;
 use postern_wire::frame::NO_VLAN;
@@ -30,12 +31,12 @@ fn snapshot() -> Snapshot {
         mac: None,
     };
     Snapshot {
-        vpcs: vec![
+        vpcs: Arc::new(vec![
             Vpc { id: "vpc-provider".into(), routes: vec![] },
             Vpc { id: "vpc-consumer".into(), routes: vec![] },
-        ],
-        attachments: vec![attachment("provider", 0, 0, None), attachment("consumer", 1, 1, Some(7))],
-        local: HashMap::from_iter([
+        ]),
+        attachments: Arc::new(vec![attachment("provider", 0, 0, None), attachment("consumer", 1, 1, Some(7))]),
+        local: Sharded::from_iter([
             ((VpcIndex(0), SNAT), LocalAddress::Snat(PoolIndex(0))),
             ((VpcIndex(0), FAR_SNAT), LocalAddress::Snat(PoolIndex(0))),
             ((VpcIndex(1), ENDPOINT), LocalAddress::Endpoint(EndpointIndex(0))),
@@ -335,7 +336,7 @@ fn entries_of_an_attachment_that_is_gone_are_told_as_gone() {
     let (mut neighbours, mut output) = quiet();
     known(&mut neighbours);
     let mut next = snapshot();
-    next.attachments[0].vlan = Some(9);
+    Arc::make_mut(&mut next.attachments)[0].vlan = Some(9);
     neighbours.apply(Arc::new(next), at(9000), &mut output);
     assert_eq!(output.events, [event(None)]);
     assert_eq!((neighbours.known().count(), neighbours.next_due().is_some()), (0, true));

@@ -1,5 +1,7 @@
 //! The maps that the programs read, and what belongs into them.
 
+use std::net::Ipv4Addr;
+
 use crate::addresses::{LocalAddresses, LocalKind};
 use crate::ownership::{BLOCKS, BUCKETS};
 
@@ -73,6 +75,19 @@ pub struct AddressChanges {
     pub values: Vec<u8>,
 }
 
+impl AddressChanges {
+    /// Sets what `address` is on `vlan`, 0 for untagged frames.
+    pub fn set(&mut self, vlan: u16, address: Ipv4Addr, kind: LocalKind) {
+        self.keys.extend_from_slice(&address_key(vlan, address.octets()));
+        self.values.extend_from_slice(&address_value(kind));
+    }
+
+    /// Takes `address` on `vlan` out.
+    pub fn remove(&mut self, vlan: u16, address: Ipv4Addr) {
+        self.removed.push(address_key(vlan, address.octets()));
+    }
+}
+
 impl LocalAddresses {
     /// The changes that turn a map with the addresses `before` into one with these. From an empty set: the whole contents.
     #[must_use]
@@ -103,7 +118,6 @@ const fn address_value(kind: LocalKind) -> [u8; 4] {
 #[cfg(test)]
 mod tests {
     use std::collections::HashMap;
-    use std::net::Ipv4Addr;
 
     use super::*;
 

@@ -6,8 +6,9 @@ mod network;
 mod process;
 mod services;
 pub mod text;
+mod world;
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::net::Ipv4Addr;
 use std::sync::Arc;
 
@@ -17,9 +18,13 @@ use postern_wire::Ipv4Prefix;
 use crate::declaration::Declaration;
 use crate::error::{ConfigurationError, Errors, Problem, shorten};
 use crate::health::HealthSettings;
+use crate::resource::ResourceKind;
 use crate::snapshot;
 
 pub use control::{ControlAddress, ControlCredentials, ControlSettings};
+pub(crate) use network::{Facts, Network};
+pub(crate) use world::World;
+
 pub use process::{GatewaySettings, Limits, WorkerSettings};
 
 /// A declaration in which everything is right. Made by [`Declaration::check`] only.
@@ -39,18 +44,24 @@ pub struct Checked {
     pub ports: Vec<snapshot::Port>,
     /// What is doubtful, but allowed; to be logged.
     pub warnings: Vec<ConfigurationError>,
-    /// As written.
-    pub(crate) declaration: Arc<Declaration>,
     pub(crate) limits_written: [bool; 2],
     pub(crate) selection: SelectionHash,
-    /// Identifiers by declared index; everything below refers to declared indices.
-    pub(crate) vpcs: Vec<String>,
+    /// Everything below refers to VPCs, attachments and pools by declared index.
+    pub(crate) facts: Facts,
     /// Routes with the declared index of their VPC, longest prefix first.
     pub(crate) routes: Vec<(usize, snapshot::Route)>,
     pub(crate) attachments: Vec<snapshot::Attachment>,
     pub(crate) pools: Vec<snapshot::SnatPool>,
+    pub(crate) objects: Objects,
+    /// As written.
+    pub(crate) declaration: Arc<Declaration>,
+}
+
+/// What changes often, checked. References among these are names; to VPCs and pools, declared indices.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Objects {
     pub(crate) groups: Vec<CheckedGroup>,
-    pub(crate) load_balancers: Vec<Vec<snapshot::Listener>>,
+    pub(crate) load_balancers: Vec<CheckedBalancer>,
     pub(crate) services: Vec<CheckedService>,
     pub(crate) endpoints: Vec<CheckedEndpoint>,
 }
@@ -67,20 +78,35 @@ pub(crate) struct CheckedGroup {
 }
 
 #[derive(Clone, Debug)]
-pub(crate) struct CheckedService {
-    pub(crate) id: String,
-    pub(crate) load_balancers: Vec<usize>,
+pub(crate) struct CheckedBalancer {
+    pub(crate) name: String,
+    pub(crate) listeners: Vec<CheckedListener>,
 }
 
-/// One address of an endpoint.
+#[derive(Clone, Debug)]
+pub(crate) struct CheckedListener {
+    pub(crate) protocol: u8,
+    pub(crate) port: u16,
+    /// Names of target groups with cumulative weights.
+    pub(crate) shares: Vec<(u32, String)>,
+    pub(crate) idle_seconds: u16,
+    pub(crate) mss: Option<u16>,
+}
+
+#[derive(Clone, Debug)]
+pub(crate) struct CheckedService {
+    pub(crate) id: String,
+    pub(crate) load_balancers: Vec<String>,
+}
+
 #[derive(Clone, Debug)]
 pub(crate) struct CheckedEndpoint {
     pub(crate) id: String,
     pub(crate) vpc: usize,
-    pub(crate) service: usize,
-    pub(crate) address: Ipv4Addr,
-    pub(crate) mtu: u16,
-    pub(crate) echo: bool,
+    pub(crate) service: String,
+    pub(crate) addresses: Vec<Ipv4Addr>,
+    /// What was written: MTU and answer to echo.
+    pub(crate) written: (Option<u16>, Option<bool>),
 }
 
 impl Declaration {
@@ -89,7 +115,11 @@ impl Declaration {
     /// # Errors
     /// All mistakes at once.
     pub fn check(self) -> Result<Checked, Errors> {
-        let mut checker = Checker { file: &self.file, errors: Vec::new(), warnings: Vec::new() };
+        self.check_as(Keys::Positions)
+    }
+
+    pub(crate) fn check_as(self, keys: Keys) -> Result<Checked, Errors> {
+        let mut checker = Checker::new(&self.file, keys);
         let gateway = process::gateway(&mut checker, &self.gateway);
         let control = control::control(&mut checker, &self);
         let workers = process::workers(&mut checker, &self.workers);
@@ -103,13 +133,12 @@ impl Declaration {
         let before = checker.errors.len();
         let routes = network::routes(&mut checker, &self, &attachments);
         let all_routes = checker.errors.len() == before;
-        let mut network = network::Network::new(&vpcs, &attachments, &routes, all_routes);
+        let facts = Facts::new(&vpcs, &attachments, &routes, all_routes);
+        let mut network = Network::new(&facts, &self, keys, None);
         let pools = network::pools(&mut checker, &self.snat_pools, &vpc_names, &mut network);
-        let groups = services::groups(&mut checker, &self, &vpc_names, &pools, &network);
-        let load_balancers = services::load_balancers(&mut checker, &self);
-        let checked_services = services::services(&mut checker, &self, &load_balancers);
-        let endpoints = services::endpoints(&mut checker, &self, &vpc_names, &mut network);
-        services::targets_are_not_local(&mut checker, &self, &groups, &network);
+        let pool_names = Names::of("snat_pool", self.snat_pools.iter().map(|pool| &pool.name));
+        let pool_vpcs: Vec<_> = self.snat_pools.iter().map(|pool| vpc_names.find(&pool.vpc)).collect();
+        let objects = objects(&mut checker, &self, &vpc_names, (&pool_names, &pool_vpcs), &mut network, None);
         let Checker { errors, warnings, .. } = checker;
         Errors::unless_empty(errors)?;
         Ok(Checked {
@@ -121,28 +150,100 @@ impl Declaration {
             warnings,
             limits_written: [self.limits.endpoints.is_some(), self.limits.targets.is_some()],
             selection,
-            vpcs,
             routes,
             attachments,
             pools,
-            groups,
-            load_balancers,
-            services: checked_services,
-            endpoints,
+            objects,
+            facts,
             file: self.file.clone(),
             declaration: Arc::new(self),
         })
     }
 }
 
+impl Checked {
+    /// The process part, and what VPCs, attachments and routes say of addresses.
+    pub(crate) fn without_objects(&self) -> Self {
+        let Declaration { file, gateway, workers, selection, limits, ports, .. } = &*self.declaration;
+        let declaration = Declaration {
+            file: file.clone(),
+            gateway: gateway.clone(),
+            workers: workers.clone(),
+            selection: selection.clone(),
+            limits: limits.clone(),
+            ports: ports.clone(),
+            ..Declaration::default()
+        };
+        Self {
+            file: self.file.clone(),
+            gateway: self.gateway.clone(),
+            control: self.control.clone(),
+            workers: self.workers.clone(),
+            limits: self.limits,
+            ports: self.ports.clone(),
+            warnings: Vec::new(),
+            limits_written: self.limits_written,
+            selection: self.selection.clone(),
+            facts: self.facts.clone(),
+            routes: Vec::new(),
+            attachments: Vec::new(),
+            pools: Vec::new(),
+            objects: Objects::default(),
+            declaration: Arc::new(declaration),
+        }
+    }
+}
+
+/// Checks target groups, load balancers, services and endpoints: those that `declaration` has. What else there is,
+/// `world` knows.
+pub(crate) fn objects(
+    checker: &mut Checker<'_>,
+    declaration: &Declaration,
+    vpcs: &Names<'_>,
+    (pools, pool_vpcs): (&Names<'_>, &[Option<usize>]),
+    network: &mut Network<'_>,
+    world: Option<&World<'_>>,
+) -> Objects {
+    let groups = services::groups(checker, declaration, vpcs, (pools, pool_vpcs), network);
+    let load_balancers = services::load_balancers(checker, declaration, world);
+    let services = services::services(checker, declaration, &load_balancers, world);
+    let endpoints = services::endpoints(checker, declaration, vpcs, network, world);
+    services::targets_are_not_local(checker, declaration, &groups, network, world);
+    Objects { groups, load_balancers, services, endpoints }
+}
+
+/// How errors say where a declared object stands.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Keys {
+    /// By its position in the file, counted from 0.
+    Positions,
+    /// By its name, where there is no file.
+    Names,
+}
+
+impl Keys {
+    /// Where the object `name` of a table stands.
+    pub(crate) fn place(self, table: &str, at: usize, name: &str) -> String {
+        match self {
+            Self::Positions => format!("{table}[{at}]"),
+            Self::Names => format!("{table}[{}]", shorten(name)),
+        }
+    }
+}
+
 /// Collects what is wrong.
 pub(crate) struct Checker<'a> {
     pub(crate) file: &'a str,
+    pub(crate) keys: Keys,
     pub(crate) errors: Vec<ConfigurationError>,
     pub(crate) warnings: Vec<ConfigurationError>,
 }
 
-impl Checker<'_> {
+impl<'a> Checker<'a> {
+    pub(crate) const fn new(file: &'a str, keys: Keys) -> Self {
+        Self { file, keys, errors: Vec::new(), warnings: Vec::new() }
+    }
+
     /// Notes that the value of `key` is wrong.
     pub(crate) fn error(&mut self, key: impl Into<String>, value: impl Shown, problem: Problem) {
         let error = ConfigurationError { file: self.file.to_owned(), key: key.into(), value: value.shown(), problem };
@@ -178,6 +279,25 @@ impl Checker<'_> {
             self.error(key(), name, Problem::Unknown { kind: names.kind, known: names.known() });
         }
         found
+    }
+
+    /// Whether `name` refers to an object, declared here or in the world; if not, an error is noted.
+    pub(crate) fn refers(
+        &mut self,
+        key: impl FnOnce() -> String,
+        name: &str,
+        names: &Names<'_>,
+        world: Option<(&World<'_>, ResourceKind)>,
+    ) -> bool {
+        if names.find(name).is_some() || world.is_some_and(|(world, kind)| world.has(kind, name)) {
+            return true;
+        }
+        let known = match world {
+            None => names.known(),
+            Some((world, kind)) => names.known_with(world.names(kind)),
+        };
+        self.error(key(), name, Problem::Unknown { kind: names.kind, known });
+        false
     }
 
     /// Notes all but the first of equal values.
@@ -274,12 +394,20 @@ impl Shown for usize {
     }
 }
 
+/// Most names of what is declared that an error lists.
+pub(crate) const LISTED: usize = 8;
+
 /// Names of one kind of object, to find the declared index by.
 pub(crate) struct Names<'a> {
     kind: &'static str,
-    index: HashMap<&'a str, usize>,
+    index: Index<'a>,
     /// The first ones, as far as they fit an error.
     first: Vec<&'a str>,
+}
+
+enum Index<'a> {
+    Made(HashMap<&'a str, usize>),
+    Kept(&'a HashMap<String, usize>),
 }
 
 impl<'a> Names<'a> {
@@ -290,27 +418,60 @@ impl<'a> Names<'a> {
             // An empty name is reported as missing.
             if !name.is_empty() && !index.contains_key(name.as_str()) {
                 index.insert(name.as_str(), at);
-                if first.len() < 8 {
+                if first.len() < LISTED {
                     first.push(name.as_str());
                 }
             }
         }
-        Self { kind, index, first }
+        Self { kind, index: Index::Made(index), first }
+    }
+
+    /// Names whose index was made before; `names` are the same in the order of the index.
+    pub(crate) fn kept(
+        kind: &'static str,
+        index: &'a HashMap<String, usize>,
+        names: impl Iterator<Item = &'a String>,
+    ) -> Self {
+        Self { kind, index: Index::Kept(index), first: names.take(LISTED).map(String::as_str).collect() }
     }
 
     pub(crate) fn find(&self, name: &str) -> Option<usize> {
-        self.index.get(name).copied()
+        match &self.index {
+            Index::Made(index) => index.get(name).copied(),
+            Index::Kept(index) => index.get(name).copied(),
+        }
+    }
+
+    fn len(&self) -> usize {
+        match &self.index {
+            Index::Made(index) => index.len(),
+            Index::Kept(index) => index.len(),
+        }
     }
 
     /// What is declared, as far as it fits an error.
     fn known(&self) -> String {
-        if self.first.is_empty() {
-            return "none is declared".to_owned();
-        }
-        let names = self.first.iter().map(Shown::shown).collect::<Vec<_>>().join(", ");
-        match self.index.len().checked_sub(self.first.len()) {
-            None | Some(0) => format!("declared are {names}"),
-            Some(more) => format!("declared are {names} and {more} more"),
-        }
+        list(&self.first, self.len())
+    }
+
+    /// What is declared, here and elsewhere.
+    fn known_with<'n>(&'n self, elsewhere: impl Iterator<Item = &'n str>) -> String {
+        let own = match &self.index {
+            Index::Made(index) => index.keys().copied().collect::<Vec<&str>>(),
+            Index::Kept(index) => index.keys().map(String::as_str).collect(),
+        };
+        let all: BTreeSet<&str> = own.into_iter().chain(elsewhere).collect();
+        list(&all.iter().copied().take(LISTED).collect::<Vec<_>>(), all.len())
+    }
+}
+
+fn list(first: &[&str], all: usize) -> String {
+    if first.is_empty() {
+        return "none is declared".to_owned();
+    }
+    let names = first.iter().map(Shown::shown).collect::<Vec<_>>().join(", ");
+    match all.checked_sub(first.len()) {
+        None | Some(0) => format!("declared are {names}"),
+        Some(more) => format!("declared are {names} and {more} more"),
     }
 }

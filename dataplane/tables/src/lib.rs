@@ -1,7 +1,8 @@
 //! The contract between what was declared and the workers: the immutable [`Snapshot`], and the one library that checks
 //! what was declared (TOML file today, control later) and compiles it.
 //!
-//! Three types, one after the other: a [`Declaration`] as written, [`Checked`], a [`Snapshot`].
+//! Three types, one after the other: a [`Declaration`] as written, [`Checked`], a [`Snapshot`]. What control declares comes as
+//! [`Change`]s to [`Tables`], and goes through the same checks.
 //!
 //! ```
 //! # let text = "[[port]]\ninterface = \"eth1\"\n";
@@ -23,9 +24,14 @@ pub mod error;
 pub mod health;
 pub mod history;
 pub mod lookup;
+pub mod pages;
+mod place;
 pub mod resource;
+mod selection_tables;
+pub mod sharded;
 pub mod snapshot;
 pub mod tables;
+pub mod usable;
 
 pub use check::Checked;
 pub use compile::compile;
@@ -34,3 +40,4 @@ pub use error::{ConfigurationError, Errors};
 pub use resource::{Change, Resource, ResourceKey, ResourceKind};
 pub use snapshot::Snapshot;
 pub use tables::Tables;
+pub use usable::Usable;

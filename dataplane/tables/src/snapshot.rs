@@ -3,7 +3,6 @@
 //! Everything is an index into a vector of this snapshot. Indices of endpoints and targets stay the same from one
 //! snapshot to the next for as long as the object lives; flows store them with the object's incarnation.
 
-use std::collections::{HashMap, HashSet};
 use std::net::Ipv4Addr;
 use std::ops::RangeInclusive;
 use std::sync::Arc;
@@ -13,7 +12,9 @@ use postern_wire::{AttachmentIndex, Ipv4Prefix, MacAddress, PortIndex};
 
 use crate::health::HealthSettings;
 use crate::history::History;
-use crate::lookup::{AddressHash, AttachmentLookup, longest_match};
+use crate::lookup::{AttachmentLookup, longest_match};
+use crate::pages::Pages;
+use crate::sharded::Sharded;
 
 /// Counts snapshots: a larger one is newer.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Default, Hash)]
@@ -65,39 +66,42 @@ index! {
     PoolIndex
 }
 
-/// Everything that the workers of a gateway need to decide.
-#[derive(Debug, Default)]
+/// Everything that the workers of a gateway need to decide. A clone shares what is large, and so does a snapshot with the
+/// one that it was made of.
+#[derive(Clone, Debug, Default)]
 pub struct Snapshot {
     /// Which snapshot this is.
     pub generation: Generation,
     /// Ports, in the order of the configuration. Fixed for the life of the process.
     pub ports: Vec<Port>,
     /// Tenants' networks.
-    pub vpcs: Vec<Vpc>,
+    pub vpcs: Arc<Vec<Vpc>>,
     /// How the gateway reaches the VPCs; by [`AttachmentIndex`].
-    pub attachments: Vec<Attachment>,
+    pub attachments: Arc<Vec<Attachment>>,
     /// Endpoint addresses by [`EndpointIndex`]; `None` where an index is free.
-    pub endpoints: Vec<Option<Endpoint>>,
-    /// What the packet path must know of them, by the same index, made of `endpoints`; see [`Snapshot::index`].
+    pub endpoints: Pages<Endpoint>,
+    /// What the packet path must know of them, by the same index, made of `endpoints`; see [`Snapshot::index`]. One flat
+    /// vector, copied by each change, because every packet reads it.
     pub policies: Vec<EndpointPolicy>,
     /// Services by [`ServiceIndex`].
-    pub services: Vec<Service>,
+    pub services: Pages<Service>,
     /// Listeners by [`ListenerIndex`].
-    pub listeners: Vec<Listener>,
+    pub listeners: Pages<Listener>,
     /// Target groups by [`TargetGroupIndex`].
-    pub target_groups: Vec<TargetGroup>,
+    pub target_groups: Pages<TargetGroup>,
     /// Targets by [`TargetIndex`]; `None` where an index is free.
-    pub targets: Vec<Option<Target>>,
+    pub targets: Pages<Target>,
     /// SNAT pools by [`PoolIndex`].
-    pub pools: Vec<SnatPool>,
+    pub pools: Arc<Vec<SnatPool>>,
     /// Endpoint and SNAT addresses: what Postern answers for.
-    pub local: HashMap<(VpcIndex, Ipv4Addr), LocalAddress, AddressHash>,
-    /// Addresses and ports of all targets: who may be told by a RST that a connection is gone.
-    pub registered: HashSet<(VpcIndex, Ipv4Addr, u16), AddressHash>,
+    pub local: Sharded<(VpcIndex, Ipv4Addr), LocalAddress>,
+    /// Addresses and ports of all targets, with the number of groups that have each: who may be told by a RST that a
+    /// connection is gone.
+    pub registered: Sharded<(VpcIndex, Ipv4Addr, u16), u32>,
     /// Keyed hash of the target choice; the same on every gateway.
     pub selection: SelectionHash,
     /// Attachments by port and VLAN, made of `attachments`; see [`Snapshot::index`].
-    pub attachment_lookup: AttachmentLookup,
+    pub attachment_lookup: Arc<AttachmentLookup>,
     /// What the next compilation must know.
     pub history: History,
 }
@@ -173,6 +177,11 @@ impl Attachment {
     }
 }
 
+impl Endpoint {
+    /// [`Endpoint::mtu`] where nothing else is declared.
+    pub const MTU: u16 = 8500;
+}
+
 impl Listener {
     /// The target group for a flow's selection hash; `None` where all groups have weight 0.
     ///
@@ -208,7 +217,7 @@ pub enum LocalAddress {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Endpoint {
     /// `vpce-` and 17 hexadecimal digits.
-    pub id: String,
+    pub id: Arc<str>,
     /// The consumer's VPC.
     pub vpc: VpcIndex,
     /// The address in it.
@@ -217,9 +226,12 @@ pub struct Endpoint {
     pub service: ServiceIndex,
     /// Distinguishes the holders of one index.
     pub incarnation: u32,
-    /// Moves when the access or the rules of this endpoint change; never the same for two endpoints or incarnations, so
+    /// Moves when the access or the rules of this endpoint change, or a target of its is cut; never the same for two endpoints or incarnations, so
     /// that one comparison tells a flow whether it must be judged again. Zero is never used.
     pub policy_epoch: u32,
+    /// The epoch that it got when access or rules changed last. The policy epoch also moves when a target's flows are cut, and
+    /// then flows that were judged since are not asked for more than their target.
+    pub access_epoch: u32,
     /// Largest IP datagram through this endpoint, in bytes.
     pub mtu: u16,
     /// Whether ICMP echo to the address is answered.
@@ -237,9 +249,9 @@ pub struct EndpointPolicy {
 
 impl EndpointPolicy {
     /// Of all endpoints.
-    pub(crate) fn of(endpoints: &[Option<Endpoint>]) -> Vec<Self> {
+    pub(crate) fn of(endpoints: &Pages<Endpoint>) -> Vec<Self> {
         let policy = |endpoint: &Endpoint| Self { epoch: endpoint.policy_epoch, mtu: endpoint.mtu };
-        endpoints.iter().map(|endpoint| endpoint.as_ref().map_or(Self::default(), policy)).collect()
+        endpoints.iter().map(|endpoint| endpoint.map_or(Self::default(), policy)).collect()
     }
 }
 
@@ -247,23 +259,23 @@ impl EndpointPolicy {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Service {
     /// `vpce-svc-` and 17 hexadecimal digits.
-    pub id: String,
+    pub id: Arc<str>,
     /// Listeners by (IP protocol number, port), sorted.
-    pub listeners: Vec<((u8, u16), ListenerIndex)>,
+    pub listeners: Arc<[((u8, u16), ListenerIndex)]>,
 }
 
 /// A listener of a load balancer.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Listener {
     /// Name of its load balancer.
-    pub load_balancer: String,
+    pub load_balancer: Arc<str>,
     /// IP protocol number: 6 or 17.
     pub protocol: u8,
     /// Port, 1…65535.
     pub port: u16,
     /// Target groups with cumulative weights: a flow whose hash, reduced to 0…total-1, is below the first larger value
     /// goes there. Groups of weight 0 are not in the list.
-    pub groups: Vec<(u32, TargetGroupIndex)>,
+    pub groups: Arc<[(u32, TargetGroupIndex)]>,
     /// Idle time of an established flow, in seconds: TCP 60…6000 (350), UDP 10…6000 (120).
     pub idle_seconds: u16,
     /// Upper bound of the MSS option in SYN and SYN-ACK, in bytes; `None`: from the MTUs only.
@@ -271,17 +283,23 @@ pub struct Listener {
 }
 
 /// Targets with a selection table.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct TargetGroup {
     /// Name from the configuration.
-    pub name: String,
+    pub name: Arc<str>,
     /// The provider's VPC.
     pub vpc: VpcIndex,
     /// The addresses and ports that the targets see.
     pub pool: PoolIndex,
     /// Members, in the order of the selection table's numbering.
-    pub members: Vec<TargetIndex>,
-    /// Hash to position in `members`; `None` when no member has weight.
+    pub members: Arc<[TargetIndex]>,
+    /// Shares of new flows, by member: its weight, or 0 where it may not have any.
+    pub shares: Arc<[u16]>,
+    /// Whether no member with a weight may have new flows, so that all get them. Such flows are to be counted.
+    pub fail_open: bool,
+    /// Slots of the selection table.
+    pub slots: u32,
+    /// Hash to position in `members`; `None` when no member has a share, or no listener leads here.
     pub table: Option<Arc<MaglevTable>>,
     /// How its targets are probed, and what becomes of flows to those that are not healthy.
     pub health: Arc<HealthSettings>,
@@ -297,11 +315,13 @@ pub struct Target {
     /// Its port.
     pub port: u16,
     /// Name of the group, for counters and listings.
-    pub group: String,
+    pub group: Arc<str>,
     /// Weight, 0…999.
     pub weight: u16,
     /// Distinguishes the holders of one index.
     pub incarnation: u32,
+    /// Whether its flows end.
+    pub cut: bool,
 }
 
 /// Addresses and ports that targets see as the source.
@@ -333,7 +353,7 @@ impl Snapshot {
     /// Makes again what is made of `attachments` and `endpoints`, after they were changed by hand.
     pub fn index(&mut self) {
         self.policies = EndpointPolicy::of(&self.endpoints);
-        self.attachment_lookup = AttachmentLookup::new(&self.attachments);
+        self.attachment_lookup = Arc::new(AttachmentLookup::new(&self.attachments));
     }
 
     #[cold]
@@ -353,7 +373,7 @@ impl Snapshot {
     /// Whether a target with this address and port is registered.
     #[must_use]
     pub fn is_target(&self, vpc: VpcIndex, address: Ipv4Addr, port: u16) -> bool {
-        self.registered.contains(&(vpc, address, port))
+        self.registered.contains_key(&(vpc, address, port))
     }
 
     /// The best route to `destination` in a VPC.
@@ -367,14 +387,14 @@ impl Snapshot {
     #[inline]
     #[must_use]
     pub fn endpoint(&self, index: EndpointIndex) -> Option<&Endpoint> {
-        self.endpoints.get(index.at())?.as_ref()
+        self.endpoints.get(index.at())
     }
 
     /// The target at an index.
     #[inline]
     #[must_use]
     pub fn target(&self, index: TargetIndex) -> Option<&Target> {
-        self.targets.get(index.at())?.as_ref()
+        self.targets.get(index.at())
     }
 
     /// The listener of a service for an IP protocol and port.

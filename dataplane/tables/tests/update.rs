@@ -1,7 +1,9 @@
 //! Changes of what is declared, one after the other.
 
+use std::collections::BTreeSet;
+
 use postern_tables::snapshot::EndpointIndex;
-use postern_tables::{Change, Checked, Declaration, Resource, ResourceKey, ResourceKind, Tables};
+use postern_tables::{Change, Checked, Declaration, Resource, ResourceKey, ResourceKind, Snapshot, Tables, Usable};
 
 /// Two consumers with the same addresses, one provider with three targets.
 const LAB: &str = include_str!("lab.toml");
@@ -68,4 +70,55 @@ fn tables_of_a_gateway_with_control_take_what_is_pushed() {
     assert!(snapshot.endpoint(EndpointIndex(0)).is_some());
     tables.update(Change { full: true, ..Change::default() }).unwrap();
     tables.update(Change::full(&lab)).unwrap();
+}
+
+fn usable(name: &str, address: &str, usable: Usable) -> (String, std::net::Ipv4Addr, u16, Usable) {
+    (name.to_owned(), address.parse().unwrap(), 8080, usable)
+}
+
+/// The addresses that new flows go to.
+fn chosen(snapshot: &Snapshot) -> BTreeSet<String> {
+    let group = &snapshot.target_groups[0];
+    let target = |hash: u64| snapshot.target(group.target(hash).unwrap()).unwrap().address.to_string();
+    (0..200u64).map(|at| target(at << 25 | at)).collect()
+}
+
+#[test]
+fn a_target_without_new_flows_leaves_the_selection_and_comes_back_with_the_same_table() {
+    let mut tables = tables();
+    let before = tables.snapshot().clone();
+    assert_eq!(chosen(&before).len(), 3);
+    let snapshot = tables.set_health(&[usable("web", "192.168.0.11", Usable::NoNewFlows)]).unwrap();
+    assert!(snapshot.generation > before.generation);
+    assert_eq!(chosen(&snapshot), BTreeSet::from(["172.16.0.13".to_owned(), "192.168.0.12".to_owned()]));
+    assert!(snapshot.targets.iter().flatten().all(|target| !target.cut));
+    assert_eq!(snapshot.policies, before.policies);
+    // A change of tables keeps what is known of health; what is said again changes nothing.
+    let snapshot =
+        tables.update(Change { changed: vec![endpoint("vpce-new", "10.0.0.77")], ..Change::default() }).unwrap();
+    assert_eq!(chosen(&snapshot).len(), 2);
+    assert!(tables.set_health(&[usable("web", "192.168.0.11", Usable::NoNewFlows)]).is_none());
+    let unknown = [usable("web", "192.168.0.99", Usable::CutFlows), usable("none", "192.168.0.11", Usable::CutFlows)];
+    assert!(tables.set_health(&unknown).is_none());
+    let snapshot = tables.set_health(&[usable("web", "192.168.0.11", Usable::Usable)]).unwrap();
+    assert_eq!(snapshot.target_groups[0].table, before.target_groups[0].table);
+}
+
+#[test]
+fn a_group_without_a_usable_target_fails_open_and_cuts_nothing() {
+    let mut tables = tables();
+    let all = ["192.168.0.11", "192.168.0.12", "172.16.0.13"].map(|address| usable("web", address, Usable::CutFlows));
+    let snapshot = tables.set_health(&all[..2]).unwrap();
+    assert_eq!((chosen(&snapshot).len(), snapshot.target_groups[0].fail_open), (1, false));
+    assert_eq!(snapshot.targets.iter().flatten().filter(|target| target.cut).count(), 2);
+    let snapshot = tables.set_health(&all[2..]).unwrap();
+    assert_eq!((chosen(&snapshot).len(), snapshot.target_groups[0].fail_open), (3, true));
+    assert!(snapshot.targets.iter().flatten().all(|target| !target.cut));
+    // One is well again: the flows of the others end after all.
+    let epochs = |snapshot: &Snapshot| snapshot.policies.iter().map(|policy| policy.epoch).collect::<Vec<_>>();
+    let before = epochs(&snapshot);
+    let snapshot = tables.set_health(&[usable("web", "192.168.0.11", Usable::Usable)]).unwrap();
+    assert_eq!(chosen(&snapshot), BTreeSet::from(["192.168.0.11".to_owned()]));
+    assert!(epochs(&snapshot).iter().all(|epoch| !before.contains(epoch)));
+    assert_eq!(snapshot.endpoints.iter().flatten().map(|of| of.policy_epoch).collect::<Vec<_>>(), epochs(&snapshot));
 }

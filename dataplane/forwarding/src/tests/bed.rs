@@ -211,8 +211,13 @@ impl Bed {
     pub(super) fn reload(&mut self, toml: &str) {
         let checked =
             Declaration::from_toml(toml, "test.toml").unwrap().check().unwrap().reload(&self.checked).unwrap();
-        self.snapshot = Arc::new(compile(&checked, Some(&self.snapshot)));
         self.checked = checked;
+        self.apply(Arc::new(compile(&self.checked, Some(&self.snapshot))));
+    }
+
+    /// Gives every worker new tables.
+    pub(super) fn apply(&mut self, snapshot: Arc<Snapshot>) {
+        self.snapshot = snapshot;
         for worker in &mut self.workers {
             worker.apply(Arc::clone(&self.snapshot));
         }

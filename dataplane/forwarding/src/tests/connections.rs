@@ -1,5 +1,6 @@
 //! Twice NAT, the life of connections, tables that change.
 
+use postern_tables::{Change, Declaration, Tables, Usable};
 use postern_wire::{Offload, PortIndex};
 
 use super::bed::*;
@@ -341,6 +342,44 @@ fn changed_tables_hold_for_the_next_flow_on_a_way_that_was_known() {
     bed.connect(CONSUMER_A, socket(CLIENT, 2));
     let idle_seconds = [0, 1].map(|flow| bed.workers[0].table.record(flow).listener_idle_seconds);
     assert_eq!(idle_seconds, [350, 77]);
+}
+
+#[test]
+fn flows_of_an_unhealthy_target_end_with_a_rst_and_those_of_others_and_of_targets_that_left_go_on() {
+    let target = |last: u8| format!("[[target_group.target]]\naddress = \"10.9.0.{last}\"\nport = 8080\n");
+    let with = |lasts: &[u8]| {
+        let targets: String = lasts.iter().map(|last| target(*last)).collect();
+        let text = CONFIGURATION.replace("{pool}", POOL).replace("{targets}", &targets);
+        Declaration::from_toml(&text, "test.toml").unwrap()
+    };
+    let mut tables = Tables::new(&with(&[11, 12, 13]).check().unwrap());
+    let mut bed = Bed::new();
+    bed.apply(tables.snapshot().clone());
+    let flows: Vec<_> =
+        (0..60).map(|at| (socket(CLIENT, 1000 + at), bed.connect(CONSUMER_A, socket(CLIENT, 1000 + at)))).collect();
+    bed.apply(tables.update(Change::full(&with(&[12, 13]))).unwrap());
+    let unhealthy = Ipv4Addr::new(10, 9, 0, 12);
+    bed.apply(tables.set_health(&[("web".to_owned(), unhealthy, 8080, Usable::CutFlows)]).unwrap());
+    let mut seen = std::collections::BTreeMap::new();
+    for (client, (snat, target)) in flows {
+        *seen.entry(target.ip().octets()[3]).or_insert(0) += 1;
+        let data = tcp(CONSUMER_A, client, WEB, Flags::ACK, 1001, 5001, b"x");
+        if *target.ip() == unhealthy {
+            let sent = bed.receive(CONSUMER_A, &data);
+            assert_eq!(bed.verdict, Verdict::Drop(DropReason::TargetUnhealthy));
+            let [reset] = &sent[..] else { panic!("{sent:?}") };
+            assert_eq!((reset.source(), reset.destination(), reset.tcp().rst), (WEB, client, true));
+            let answer = tcp(PROVIDER, target, snat, Flags::SYN_ACK, 5001, 1001, b"x");
+            bed.none(PROVIDER, &answer, DropReason::Unsolicited);
+        } else {
+            let sent = bed.one(CONSUMER_A, &data);
+            assert_eq!((sent.source(), sent.destination()), (snat, target));
+        }
+    }
+    assert!(seen.len() == 3 && seen.values().all(|count| *count > 5), "{seen:?}");
+    for at in 0..20 {
+        assert_eq!(bed.connect(CONSUMER_A, socket(CLIENT, 3000 + at)).1.ip().octets()[3], 13);
+    }
 }
 
 #[test]

@@ -5,10 +5,11 @@ use std::net::Ipv4Addr;
 
 use postern_wire::{AttachmentIndex, Ipv4Prefix, MacAddress, PortIndex};
 
-use super::{Checker, Names, text};
+use super::{Checker, Keys, Names, World, text};
 use crate::declaration::{self, Declaration, Mode};
 use crate::error::Problem;
 use crate::lookup::longest_match;
+use crate::resource::ResourceKind;
 use crate::snapshot::{Attachment, Port, ReturnPath, Route, SnatPool, VpcIndex};
 
 pub(super) fn ports(checker: &mut Checker<'_>, ports: &[declaration::Port]) -> Vec<Port> {
@@ -34,7 +35,8 @@ pub(super) fn ports(checker: &mut Checker<'_>, ports: &[declaration::Port]) -> V
 }
 
 pub(super) fn vpcs(checker: &mut Checker<'_>, vpcs: &[declaration::Vpc]) -> Vec<String> {
-    let key = |at: usize| format!("vpc[{at}].id");
+    let keys = checker.keys;
+    let key = |at: usize| format!("{}.id", keys.place("vpc", at, &vpcs[at].id));
     for (at, vpc) in vpcs.iter().enumerate() {
         checker.identifier(|| key(at), &vpc.id, "vpc-");
     }
@@ -51,7 +53,9 @@ pub(super) fn attachments(
     vpcs: &Names<'_>,
     ports: &Names<'_>,
 ) -> Vec<Attachment> {
-    let key = |at: usize, field: &str| format!("attachment[{at}].{field}");
+    let keys = checker.keys;
+    let place = |at: usize| keys.place("attachment", at, &attachments[at].name);
+    let key = |at: usize, field: &str| format!("{}.{field}", place(at));
     if attachments.len() > ATTACHMENTS {
         let declared = attachments.len() as i64;
         checker.number(&|| "attachment".to_owned(), declared, (0, ATTACHMENTS as i64), " attachments");
@@ -75,7 +79,7 @@ pub(super) fn attachments(
         }
         let mut prefixes = Vec::new();
         for (position, prefix) in written.prefixes.iter().enumerate() {
-            let key = || format!("attachment[{at}].prefixes[{position}]");
+            let key = || format!("{}.prefixes[{position}]", place(at));
             let Some(checked) = checker.prefix(&key, prefix) else { continue };
             prefixes.push(checked);
             if let Some(vpc) = vpc
@@ -117,19 +121,28 @@ pub(super) fn routes(
     declaration: &Declaration,
     attachments: &[Attachment],
 ) -> Vec<(usize, Route)> {
+    let keys = checker.keys;
     let names = Names::of("attachment", declaration.attachments.iter().map(|attachment| &attachment.name));
     let mut routes = Vec::new();
-    let mut keys: HashMap<(usize, Ipv4Prefix), String> = HashMap::new();
+    let mut taken: HashMap<(usize, Ipv4Prefix), String> = HashMap::new();
     for (at, attachment) in attachments.iter().enumerate() {
         for (position, &destination) in attachment.prefixes.iter().enumerate() {
             let route = Route { destination, attachment: AttachmentIndex(at as u16), via: None };
-            keys.entry((attachment.vpc.at(), destination))
-                .or_insert_with(|| format!("attachment[{at}].prefixes[{position}]"));
+            taken
+                .entry((attachment.vpc.at(), destination))
+                .or_insert_with(|| format!("{}.prefixes[{position}]", keys.place("attachment", at, &attachment.name)));
             routes.push((attachment.vpc.at(), route));
         }
     }
     for (at, written) in declaration.routes.iter().enumerate() {
-        let key = |field: &str| format!("route[{at}].{field}");
+        let key = |field: &str| match keys {
+            Keys::Positions => format!("route[{at}].{field}"),
+            // Where there is no file, routes belong to their attachment.
+            Keys::Names => {
+                let before = declaration.routes[..at].iter().filter(|route| route.attachment == written.attachment);
+                format!("{}.routes[{}].{field}", keys.place("attachment", at, &written.attachment), before.count())
+            }
+        };
         let attachment = checker.reference(|| key("attachment"), &written.attachment, &names);
         let destination = checker.prefix(&|| key("destination"), &written.destination);
         let via = written.via.as_deref().map(|text| (text, checker.address(&|| key("via"), text)));
@@ -139,7 +152,7 @@ pub(super) fn routes(
             router(checker, &|| key("via"), text, via, attachment);
         }
         let vpc = attachment.vpc.at();
-        if let Some(earlier) = keys.insert((vpc, destination), key("destination")) {
+        if let Some(earlier) = taken.insert((vpc, destination), key("destination")) {
             checker.error(key("destination"), &written.destination, Problem::Duplicate(earlier));
         }
         let via = via.and_then(|(_, via)| via);
@@ -165,67 +178,51 @@ fn router(checker: &mut Checker<'_>, key: &dyn Fn() -> String, text: &str, via: 
     }
 }
 
-/// What is known of addresses: for the checks of everything that has one.
-pub(super) struct Network<'a> {
-    vpcs: &'a [String],
-    /// On-link prefixes and routers by VPC.
+/// What VPCs, attachments and routes say of addresses. VPCs are declared indices.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Facts {
+    pub(crate) vpcs: Vec<String>,
+    /// On-link prefixes by VPC.
     on_link: Vec<Vec<Ipv4Prefix>>,
     routes: Vec<Vec<Route>>,
     /// Whether no route was left out because of an error, so that an address without a route is one.
     all_routes: bool,
     routers: HashSet<(usize, Ipv4Addr)>,
     attached: Vec<bool>,
-    /// Endpoint and SNAT addresses with their keys.
-    local: HashMap<(usize, Ipv4Addr), LocalKey>,
 }
 
-/// Where a local address stands in the file, without a text for each of 100,000.
-#[derive(Clone, Copy)]
-pub(super) struct LocalKey {
-    pub(super) table: &'static str,
-    pub(super) at: usize,
-    pub(super) position: usize,
-}
-
-impl LocalKey {
-    pub(super) fn text(self) -> String {
-        format!("{}[{}].addresses[{}]", self.table, self.at, self.position)
-    }
-}
-
-impl<'a> Network<'a> {
+impl Facts {
     pub(super) fn new(
-        vpcs: &'a [String],
+        vpcs: &[String],
         attachments: &[Attachment],
         routes: &[(usize, Route)],
         all_routes: bool,
     ) -> Self {
-        let mut network = Self {
-            vpcs,
+        let mut facts = Self {
+            vpcs: vpcs.to_vec(),
             on_link: vec![Vec::new(); vpcs.len()],
             routes: vec![Vec::new(); vpcs.len()],
             all_routes,
             routers: HashSet::new(),
             attached: vec![false; vpcs.len()],
-            local: HashMap::new(),
         };
         for attachment in attachments {
             // An attachment whose VPC is unknown was reported, and stands at 0, where there may be none.
-            if let Some(attached) = network.attached.get_mut(attachment.vpc.at()) {
+            if let Some(attached) = facts.attached.get_mut(attachment.vpc.at()) {
                 *attached = true;
-                network.on_link[attachment.vpc.at()].extend(&attachment.prefixes);
+                facts.on_link[attachment.vpc.at()].extend(&attachment.prefixes);
             }
         }
         for (vpc, route) in routes {
-            if let Some(routes) = network.routes.get_mut(*vpc) {
+            if let Some(routes) = facts.routes.get_mut(*vpc) {
                 routes.push(*route);
-                network.routers.extend(route.via.map(|via| (*vpc, via)));
+                facts.routers.extend(route.via.map(|via| (*vpc, via)));
             }
         }
-        network
+        facts
     }
 
-    pub(super) fn vpc_id(&self, vpc: usize) -> &'a str {
+    pub(super) fn vpc_id(&self, vpc: usize) -> &str {
         &self.vpcs[vpc]
     }
 
@@ -237,31 +234,73 @@ impl<'a> Network<'a> {
         !self.all_routes || longest_match(&self.routes[vpc], address).is_some()
     }
 
-    pub(super) fn local_key(&self, vpc: usize, address: Ipv4Addr) -> Option<LocalKey> {
-        self.local.get(&(vpc, address)).copied()
-    }
-
     /// Whether an address is an end of an on-link prefix of the VPC: the error for it.
     pub(super) fn network_end(&self, vpc: usize, address: Ipv4Addr) -> Option<Problem> {
         let ends = |prefix: &Ipv4Prefix| text::network_end(*prefix, address).map(|what| (what, *prefix));
         let (what, prefix) = self.on_link[vpc].iter().find_map(ends)?;
         Some(Problem::network_end(what, address, prefix))
     }
+}
+
+/// Who has which address: for the checks of everything that has one.
+pub(crate) struct Network<'a> {
+    pub(super) facts: &'a Facts,
+    declaration: &'a Declaration,
+    keys: Keys,
+    world: Option<&'a World<'a>>,
+    /// Endpoint and SNAT addresses of `declaration`.
+    local: HashMap<(usize, Ipv4Addr), LocalKey>,
+}
+
+/// Where a local address stands in the file, without a text for each of 100,000.
+#[derive(Clone, Copy)]
+pub(super) struct LocalKey {
+    pub(super) kind: ResourceKind,
+    pub(super) at: usize,
+    pub(super) position: usize,
+}
+
+impl<'a> Network<'a> {
+    pub(crate) fn new(
+        facts: &'a Facts,
+        declaration: &'a Declaration,
+        keys: Keys,
+        world: Option<&'a World<'a>>,
+    ) -> Self {
+        Self { facts, declaration, keys, world, local: HashMap::new() }
+    }
+
+    pub(super) fn text(&self, key: LocalKey) -> String {
+        let LocalKey { kind, at, position } = key;
+        let place = match kind {
+            ResourceKind::SnatPool => self.keys.place("snat_pool", at, &self.declaration.snat_pools[at].name),
+            _ => self.keys.place("endpoint", at, &self.declaration.endpoints[at].id),
+        };
+        format!("{place}.addresses[{position}]")
+    }
+
+    /// The key of what has an address.
+    pub(super) fn local_key(&self, vpc: usize, address: Ipv4Addr) -> Option<String> {
+        match self.local.get(&(vpc, address)) {
+            Some(key) => Some(self.text(*key)),
+            None => self.world?.holder(vpc, address),
+        }
+    }
 
     /// Takes an address for Postern, or says why it cannot have it.
     pub(super) fn claim(&mut self, checker: &mut Checker<'_>, vpc: usize, key: LocalKey, address: Ipv4Addr) {
-        let text = address.to_string();
-        if let Some(problem) = self.network_end(vpc, address) {
-            checker.error(key.text(), &text, problem);
-        } else if self.routers.contains(&(vpc, address)) {
+        let facts = self.facts;
+        if let Some(problem) = facts.network_end(vpc, address) {
+            checker.error(self.text(key), &address.to_string(), problem);
+        } else if facts.routers.contains(&(vpc, address)) {
             let problem = Problem::Duplicate("a [[route]]'s via".to_owned());
-            checker.error(key.text(), &text, problem);
-        } else if let Some(earlier) = self.local.get(&(vpc, address)) {
-            checker.error(key.text(), &text, Problem::Duplicate(earlier.text()));
+            checker.error(self.text(key), &address.to_string(), problem);
+        } else if let Some(earlier) = self.local_key(vpc, address) {
+            checker.error(self.text(key), &address.to_string(), Problem::Duplicate(earlier));
         } else {
             self.local.insert((vpc, address), key);
-            if self.attached[vpc] && !self.on_link[vpc].iter().any(|prefix| prefix.contains(address)) {
-                checker.warn(key.text(), &text, Problem::NotOnLink(self.vpcs[vpc].clone()));
+            if facts.attached[vpc] && !facts.on_link[vpc].iter().any(|prefix| prefix.contains(address)) {
+                checker.warn(self.text(key), &address.to_string(), Problem::NotOnLink(facts.vpcs[vpc].clone()));
             }
         }
     }
@@ -273,21 +312,22 @@ pub(super) fn pools(
     vpcs: &Names<'_>,
     network: &mut Network<'_>,
 ) -> Vec<SnatPool> {
-    let key = |at: usize, field: &str| format!("snat_pool[{at}].{field}");
+    let keys = checker.keys;
+    let key = |at: usize, field: &str| format!("{}.{field}", keys.place("snat_pool", at, &pools[at].name));
     checker.unique(pools.iter().map(|pool| pool.name.as_str()), |at| key(at, "name"));
     let mut checked = Vec::new();
     for (at, written) in pools.iter().enumerate() {
         checker.name(|| key(at, "name"), &written.name);
         let vpc = checker.reference(|| key(at, "vpc"), &written.vpc, vpcs);
         if let Some(vpc) = vpc
-            && !network.is_attached(vpc)
+            && !network.facts.is_attached(vpc)
         {
             checker.error(key(at, "vpc"), &written.vpc, Problem::NoAttachment);
         }
         let mut addresses = Vec::new();
         for (position, text) in written.addresses.iter().enumerate() {
-            let place = LocalKey { table: "snat_pool", at, position };
-            let Some(address) = checker.address(&|| place.text(), text) else { continue };
+            let place = LocalKey { kind: ResourceKind::SnatPool, at, position };
+            let Some(address) = checker.address(&|| network.text(place), text) else { continue };
             addresses.push(address);
             if let Some(vpc) = vpc {
                 network.claim(checker, vpc, place, address);

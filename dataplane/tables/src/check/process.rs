@@ -138,7 +138,8 @@ impl Checked {
     /// All changes that need a restart: of `[gateway]`, `[workers]`, `[limits]` and `[[port]]`, whether there is a `[control]`
     /// and its state directory; and more endpoint addresses or targets than there is room for.
     pub fn reload(mut self, running: &Self) -> Result<Self, Errors> {
-        let mut checker = Checker { file: &self.file, errors: Vec::new(), warnings: Vec::new() };
+        let mut checker =
+            Checker { file: &self.file, keys: super::Keys::Positions, errors: Vec::new(), warnings: Vec::new() };
         let mut fixed = |key: &str, old: String, new: String| {
             if old != new {
                 checker.error(key, Verbatim(new), Problem::NeedsRestart(old));
@@ -173,9 +174,10 @@ impl Checked {
             checked.ports.iter().map(port).collect::<Vec<_>>().join(", ")
         };
         fixed("port", ports(running), ports(&self));
-        let targets = self.groups.iter().map(|group| group.targets.len()).sum();
+        let endpoints = self.objects.endpoints.iter().map(|endpoint| endpoint.addresses.len()).sum();
+        let targets = self.objects.groups.iter().map(|group| group.targets.len()).sum();
         for (key, declared, room) in [
-            ("limits.endpoints", self.endpoints.len(), running.limits.endpoints),
+            ("limits.endpoints", endpoints, running.limits.endpoints),
             ("limits.targets", targets, running.limits.targets),
         ] {
             if declared > room as usize {

@@ -1,16 +1,16 @@
 //! Target groups, load balancers, services and endpoints.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
 use postern_selection::MaglevTable;
 
 use super::health;
-use super::network::{LocalKey, Network};
-use super::{CheckedEndpoint, CheckedGroup, CheckedService, Checker, Names};
+use super::network::{Facts, LocalKey, Network};
+use super::{CheckedBalancer, CheckedEndpoint, CheckedGroup, CheckedListener, CheckedService, Checker, Names, World};
 use crate::declaration::{self, Declaration, Protocol};
 use crate::error::Problem;
-use crate::snapshot::{Listener, SnatPool, TargetGroupIndex};
+use crate::resource::ResourceKind;
 
 /// Largest weight.
 const WEIGHT: i64 = 999;
@@ -19,30 +19,32 @@ pub(super) fn groups(
     checker: &mut Checker<'_>,
     declaration: &Declaration,
     vpcs: &Names<'_>,
-    pools: &[SnatPool],
+    (pools, pool_vpcs): (&Names<'_>, &[Option<usize>]),
     network: &Network<'_>,
 ) -> Vec<CheckedGroup> {
-    let pool_names = Names::of("snat_pool", declaration.snat_pools.iter().map(|pool| &pool.name));
-    let key = |at: usize, field: &str| format!("target_group[{at}].{field}");
+    let keys = checker.keys;
+    let facts = network.facts;
+    let place = |at: usize| keys.place("target_group", at, &declaration.target_groups[at].name);
+    let key = |at: usize, field: &str| format!("{}.{field}", place(at));
     checker.unique(declaration.target_groups.iter().map(|group| group.name.as_str()), |at| key(at, "name"));
     let mut checked = Vec::new();
     for (at, written) in declaration.target_groups.iter().enumerate() {
         checker.name(|| key(at, "name"), &written.name);
         let vpc = checker.reference(|| key(at, "vpc"), &written.vpc, vpcs);
-        let pool = checker.reference(|| key(at, "snat_pool"), &written.snat_pool, &pool_names);
+        let pool = checker.reference(|| key(at, "snat_pool"), &written.snat_pool, pools);
         if let (Some(vpc), Some(pool)) = (vpc, pool)
             // A pool whose own VPC is not declared was reported already.
-            && vpcs.find(&declaration.snat_pools[pool].vpc).is_some_and(|of_pool| of_pool != vpc)
+            && let Some(of_pool) = pool_vpcs[pool].filter(|of_pool| *of_pool != vpc)
         {
             let problem = Problem::OtherVpc {
-                other: network.vpc_id(pools[pool].vpc.at()).to_owned(),
+                other: facts.vpc_id(of_pool).to_owned(),
                 of: format!("the group \"{}\"", written.name),
-                vpc: network.vpc_id(vpc).to_owned(),
+                vpc: facts.vpc_id(vpc).to_owned(),
             };
             checker.error(key(at, "snat_pool"), &written.snat_pool, problem);
         }
         let slots = slots(checker, &|| key(at, "slots"), written);
-        let targets = targets(checker, at, written, vpc, network);
+        let targets = targets(checker, &|| place(at), written, vpc, facts);
         checked.push(CheckedGroup {
             name: written.name.clone(),
             vpc: vpc.unwrap_or(0),
@@ -77,12 +79,12 @@ fn slots(checker: &mut Checker<'_>, key: &dyn Fn() -> String, group: &declaratio
 
 fn targets(
     checker: &mut Checker<'_>,
-    group: usize,
+    group: &dyn Fn() -> String,
     written: &declaration::TargetGroup,
     vpc: Option<usize>,
-    network: &Network<'_>,
+    facts: &Facts,
 ) -> Vec<(std::net::Ipv4Addr, u16, u16)> {
-    let key = |at: usize, field: &str| format!("target_group[{group}].target[{at}].{field}");
+    let key = |at: usize, field: &str| format!("{}.target[{at}].{field}", group());
     let mut first = HashMap::new();
     let mut checked = Vec::new();
     for (at, target) in written.targets.iter().enumerate() {
@@ -90,10 +92,10 @@ fn targets(
         let weight = checker.number(&|| key(at, "weight"), target.weight.unwrap_or(1), (0, WEIGHT), "") as u16;
         let Some(address) = checker.address(&|| key(at, "address"), &target.address) else { continue };
         if let Some(vpc) = vpc {
-            if let Some(problem) = network.network_end(vpc, address) {
+            if let Some(problem) = facts.network_end(vpc, address) {
                 checker.error(key(at, "address"), &target.address, problem);
-            } else if !network.has_route(vpc, address) {
-                let problem = Problem::NoRoute(network.vpc_id(vpc).to_owned());
+            } else if !facts.has_route(vpc, address) {
+                let problem = Problem::NoRoute(facts.vpc_id(vpc).to_owned());
                 checker.error(key(at, "address"), &target.address, problem);
             }
         }
@@ -118,21 +120,42 @@ pub(super) fn targets_are_not_local(
     declaration: &Declaration,
     groups: &[CheckedGroup],
     network: &Network<'_>,
+    world: Option<&World<'_>>,
 ) {
-    for (group, (written, checked)) in declaration.target_groups.iter().zip(groups).enumerate() {
+    let keys = checker.keys;
+    let mut look = |vpc: usize, group: usize, written: &declaration::TargetGroup| {
         for (at, target) in written.targets.iter().enumerate() {
             let Ok(address) = target.address.parse() else { continue };
-            if let Some(local) = network.local_key(checked.vpc, address) {
-                let key = format!("target_group[{group}].target[{at}].address");
-                checker.error(key, &target.address, Problem::Duplicate(local.text()));
+            if let Some(local) = network.local_key(vpc, address) {
+                let place = keys.place("target_group", group, &written.name);
+                checker.error(format!("{place}.target[{at}].address"), &target.address, Problem::Duplicate(local));
             }
         }
+    };
+    for (group, (written, checked)) in declaration.target_groups.iter().zip(groups).enumerate() {
+        look(checked.vpc, group, written);
+    }
+    let Some(world) = world else { return };
+    // New addresses, where targets of groups are that nothing was said of.
+    let taken = declaration.endpoints.iter().flat_map(|endpoint| {
+        endpoint.addresses.iter().filter_map(|address| Some((endpoint.vpc.as_str(), address.parse().ok()?)))
+    });
+    let taken: BTreeSet<&str> = taken.flat_map(|(vpc, address)| world.groups_with_target(vpc, address)).collect();
+    for name in taken {
+        let (vpc, written) = world.group(name);
+        look(vpc, usize::MAX, written);
     }
 }
 
-pub(super) fn load_balancers(checker: &mut Checker<'_>, declaration: &Declaration) -> Vec<Vec<Listener>> {
+pub(super) fn load_balancers(
+    checker: &mut Checker<'_>,
+    declaration: &Declaration,
+    world: Option<&World<'_>>,
+) -> Vec<CheckedBalancer> {
+    let keys = checker.keys;
     let groups = Names::of("target_group", declaration.target_groups.iter().map(|group| &group.name));
-    let key = |at: usize| format!("load_balancer[{at}].name");
+    let place = |at: usize| keys.place("load_balancer", at, &declaration.load_balancers[at].name);
+    let key = |at: usize| format!("{}.name", place(at));
     checker.unique(declaration.load_balancers.iter().map(|balancer| balancer.name.as_str()), key);
     let mut checked = Vec::new();
     for (at, written) in declaration.load_balancers.iter().enumerate() {
@@ -140,18 +163,15 @@ pub(super) fn load_balancers(checker: &mut Checker<'_>, declaration: &Declaratio
         let mut listeners = Vec::new();
         let mut taken = HashMap::new();
         for (position, listener) in written.listeners.iter().enumerate() {
-            let prefix = format!("load_balancer[{at}].listener[{position}]");
-            let checked = check_listener(checker, &prefix, listener, &written.name, &groups);
-            if let Some(first) = taken.insert((checked.protocol, checked.port), format!("{prefix}.port")) {
-                checker.error(
-                    format!("{prefix}.port"),
-                    listener.port,
-                    listener_twice(&checked, "load balancer", first),
-                );
+            let prefix = format!("{}.listener[{position}]", place(at));
+            let checked = check_listener(checker, &prefix, listener, &groups, world);
+            let flows = (checked.protocol, checked.port);
+            if let Some(first) = taken.insert(flows, format!("{prefix}.port")) {
+                checker.error(format!("{prefix}.port"), listener.port, listener_twice(flows, "load balancer", first));
             }
             listeners.push(checked);
         }
-        checked.push(listeners);
+        checked.push(CheckedBalancer { name: written.name.clone(), listeners });
     }
     checked
 }
@@ -160,9 +180,9 @@ fn check_listener(
     checker: &mut Checker<'_>,
     prefix: &str,
     written: &declaration::Listener,
-    load_balancer: &str,
     groups: &Names<'_>,
-) -> Listener {
+    world: Option<&World<'_>>,
+) -> CheckedListener {
     let key = |field: &str| format!("{prefix}.{field}");
     let tcp = written.protocol == Protocol::Tcp;
     let (idle_range, idle_default) = if tcp { ((60, 6000), 350) } else { ((10, 6000), 120) };
@@ -182,20 +202,20 @@ fn check_listener(
     for (at, group) in written.target_groups.iter().enumerate() {
         let key = |field: &str| format!("{prefix}.target_groups[{at}].{field}");
         let weight = checker.number(&|| key("weight"), group.weight.unwrap_or(1), (0, WEIGHT), "") as u32;
-        let index = checker.reference(|| key("name"), &group.name, groups);
+        let world = world.map(|world| (world, ResourceKind::TargetGroup));
+        checker.refers(|| key("name"), &group.name, groups, world);
         if weight > 0 {
             total += weight;
-            shares.push((total, TargetGroupIndex(index.unwrap_or(0) as u32)));
+            shares.push((total, group.name.clone()));
         }
     }
     checker.unique(written.target_groups.iter().map(|group| group.name.as_str()), |at| {
         format!("{prefix}.target_groups[{at}].name")
     });
-    Listener {
-        load_balancer: load_balancer.to_owned(),
+    CheckedListener {
         protocol: if tcp { 6 } else { 17 },
         port: checker.number(&|| key("port"), written.port, (1, 65_535), "") as u16,
-        groups: shares,
+        shares,
         idle_seconds: checker.number(&|| key("idle_seconds"), idle, idle_range, unit) as u16,
         mss,
     }
@@ -204,30 +224,44 @@ fn check_listener(
 pub(super) fn services(
     checker: &mut Checker<'_>,
     declaration: &Declaration,
-    load_balancers: &[Vec<Listener>],
+    load_balancers: &[CheckedBalancer],
+    world: Option<&World<'_>>,
 ) -> Vec<CheckedService> {
+    let keys = checker.keys;
     let names = Names::of("load_balancer", declaration.load_balancers.iter().map(|balancer| &balancer.name));
-    let key = |at: usize| format!("service[{at}].id");
+    let place = |at: usize| keys.place("service", at, &declaration.services[at].id);
+    let key = |at: usize| format!("{}.id", place(at));
     checker.unique(declaration.services.iter().map(|service| service.id.as_str()), key);
     let mut checked = Vec::new();
     for (at, written) in declaration.services.iter().enumerate() {
         checker.identifier(|| key(at), &written.id, "vpce-svc-");
-        let mut balancers = Vec::new();
+        let mut balancers: Vec<String> = Vec::new();
         let mut taken = HashMap::new();
         for (position, name) in written.load_balancers.iter().enumerate() {
-            let key = || format!("service[{at}].load_balancers[{position}]");
-            let Some(balancer) = checker.reference(key, name, &names) else { continue };
-            if balancers.contains(&balancer) {
-                checker.error(key(), name, Problem::Duplicate(format!("service[{at}]")));
+            let key = || format!("{}.load_balancers[{position}]", place(at));
+            if !checker.refers(key, name, &names, world.map(|world| (world, ResourceKind::LoadBalancer))) {
                 continue;
             }
-            balancers.push(balancer);
-            for (number, listener) in load_balancers[balancer].iter().enumerate() {
-                match taken.insert((listener.protocol, listener.port), (balancer, number)) {
+            if balancers.contains(name) {
+                checker.error(key(), name, Problem::Duplicate(place(at)));
+                continue;
+            }
+            balancers.push(name.clone());
+            let found = names.find(name);
+            let listeners: Vec<(u8, u16)> = match (found, world) {
+                (Some(found), _) => {
+                    load_balancers[found].listeners.iter().map(|listener| (listener.protocol, listener.port)).collect()
+                }
+                (None, Some(world)) => world.listeners(name),
+                (None, None) => Vec::new(),
+            };
+            for (number, flows) in listeners.into_iter().enumerate() {
+                match taken.insert(flows, (name, found.unwrap_or(usize::MAX), number)) {
                     // Two of one load balancer were reported there.
-                    Some((other, number)) if other != balancer => {
-                        let first = format!("load_balancer[{other}].listener[{number}].port");
-                        checker.error(key(), name, listener_twice(listener, "service", first));
+                    Some((other, other_at, number)) if other != name => {
+                        let other = keys.place("load_balancer", other_at, other);
+                        let first = format!("{other}.listener[{number}].port");
+                        checker.error(key(), name, listener_twice(flows, "service", first));
                     }
                     _ => {}
                 }
@@ -238,9 +272,9 @@ pub(super) fn services(
     checked
 }
 
-fn listener_twice(listener: &Listener, of: &'static str, first: String) -> Problem {
-    let protocol = if listener.protocol == 6 { "tcp" } else { "udp" };
-    Problem::ListenerTwice { protocol, port: listener.port, of, first }
+fn listener_twice((protocol, port): (u8, u16), of: &'static str, first: String) -> Problem {
+    let protocol = if protocol == 6 { "tcp" } else { "udp" };
+    Problem::ListenerTwice { protocol, port, of, first }
 }
 
 pub(super) fn endpoints(
@@ -248,39 +282,44 @@ pub(super) fn endpoints(
     declaration: &Declaration,
     vpcs: &Names<'_>,
     network: &mut Network<'_>,
+    world: Option<&World<'_>>,
 ) -> Vec<CheckedEndpoint> {
+    let keys = checker.keys;
     let services = Names::of("service", declaration.services.iter().map(|service| &service.id));
-    let key = |at: usize, field: &str| format!("endpoint[{at}].{field}");
+    let place = |at: usize| keys.place("endpoint", at, &declaration.endpoints[at].id);
+    let key = |at: usize, field: &str| format!("{}.{field}", place(at));
     checker.unique(declaration.endpoints.iter().map(|endpoint| endpoint.id.as_str()), |at| key(at, "id"));
     let mut checked = Vec::new();
     for (at, written) in declaration.endpoints.iter().enumerate() {
         checker.identifier(|| key(at, "id"), &written.id, "vpce-");
         let vpc = checker.reference(|| key(at, "vpc"), &written.vpc, vpcs);
-        let service = checker.reference(|| key(at, "service"), &written.service, &services);
-        let mtu = checker.number(&|| key(at, "mtu"), written.mtu.unwrap_or(8500), (576, 65_535), " bytes") as u16;
+        let of_world = world.map(|world| (world, ResourceKind::Service));
+        checker.refers(|| key(at, "service"), &written.service, &services, of_world);
+        let mtu = written.mtu.map(|mtu| checker.number(&|| key(at, "mtu"), mtu, (576, 65_535), " bytes") as u16);
         if let Some(vpc) = vpc
-            && !network.is_attached(vpc)
+            && !network.facts.is_attached(vpc)
         {
             checker.error(key(at, "vpc"), &written.vpc, Problem::NoAttachment);
         }
         if written.addresses.is_empty() {
             checker.error(key(at, "addresses"), "", Problem::Missing("at least one address of the consumer's VPC"));
         }
+        let mut addresses = Vec::with_capacity(written.addresses.len());
         for (position, text) in written.addresses.iter().enumerate() {
-            let place = LocalKey { table: "endpoint", at, position };
-            let Some(address) = checker.address(&|| place.text(), text) else { continue };
+            let place = LocalKey { kind: ResourceKind::Endpoint, at, position };
+            let Some(address) = checker.address(&|| network.text(place), text) else { continue };
             if let Some(vpc) = vpc {
                 network.claim(checker, vpc, place, address);
             }
-            checked.push(CheckedEndpoint {
-                id: written.id.clone(),
-                vpc: vpc.unwrap_or(0),
-                service: service.unwrap_or(0),
-                address,
-                mtu,
-                echo: written.echo.unwrap_or(true),
-            });
+            addresses.push(address);
         }
+        checked.push(CheckedEndpoint {
+            id: written.id.clone(),
+            vpc: vpc.unwrap_or(0),
+            service: written.service.clone(),
+            addresses,
+            written: (mtu, written.echo),
+        });
     }
     checked
 }

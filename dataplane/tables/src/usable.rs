@@ -1,0 +1,78 @@
+//! Which targets get flows: what the gateway's own probes say of them, kept from change to change.
+
+use std::collections::HashMap;
+use std::net::Ipv4Addr;
+
+/// What a target may have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum Usable {
+    /// New flows.
+    #[default]
+    Usable,
+    /// The flows that it has, but no new ones.
+    NoNewFlows,
+    /// None: those that it has end too.
+    CutFlows,
+}
+
+/// Targets that are not [`Usable::Usable`], by group, address and port.
+#[derive(Debug, Default)]
+pub(crate) struct Health {
+    groups: HashMap<String, HashMap<(Ipv4Addr, u16), Usable>>,
+}
+
+/// What health makes of a group, by target.
+#[derive(Debug)]
+pub(crate) struct GroupVerdict {
+    /// Shares of new flows.
+    pub(crate) shares: Vec<u16>,
+    /// Whose flows end.
+    pub(crate) cut: Vec<bool>,
+    /// Whether no target may have new flows, so that all with a weight get them.
+    pub(crate) fail_open: bool,
+}
+
+impl Health {
+    /// Notes what a target may have; true if that is another thing than before.
+    pub(crate) fn set(&mut self, group: &str, target: (Ipv4Addr, u16), usable: Usable) -> bool {
+        let before = self.of(group, target);
+        if usable != Usable::Usable {
+            self.groups.entry(group.to_owned()).or_default().insert(target, usable);
+        } else if let Some(targets) = self.groups.get_mut(group) {
+            targets.remove(&target);
+            if targets.is_empty() {
+                self.groups.remove(group);
+            }
+        }
+        before != usable
+    }
+
+    /// Forgets the targets of a group that are not among `targets`.
+    pub(crate) fn keep(&mut self, group: &str, targets: &[(Ipv4Addr, u16, u16)]) {
+        if let Some(known) = self.groups.get_mut(group) {
+            known.retain(|&(address, port), _| targets.iter().any(|target| (target.0, target.1) == (address, port)));
+        }
+    }
+
+    /// Forgets a group.
+    pub(crate) fn forget(&mut self, group: &str) {
+        self.groups.remove(group);
+    }
+
+    /// What becomes of the targets of a group: address, port and weight.
+    pub(crate) fn verdict(&self, group: &str, targets: &[(Ipv4Addr, u16, u16)]) -> GroupVerdict {
+        let usable = |&(address, port, _): &(Ipv4Addr, u16, u16)| self.of(group, (address, port));
+        let fail_open = targets.iter().any(|target| target.2 > 0)
+            && !targets.iter().any(|target| target.2 > 0 && usable(target) == Usable::Usable);
+        let share = |target| if fail_open || usable(target) == Usable::Usable { target.2 } else { 0 };
+        GroupVerdict {
+            shares: targets.iter().map(share).collect(),
+            cut: targets.iter().map(|target| !fail_open && usable(target) == Usable::CutFlows).collect(),
+            fail_open,
+        }
+    }
+
+    fn of(&self, group: &str, target: (Ipv4Addr, u16)) -> Usable {
+        self.groups.get(group).and_then(|targets| targets.get(&target)).copied().unwrap_or_default()
+    }
+}
