@@ -15,7 +15,7 @@ use tokio::sync::watch;
 use tracing::warn;
 
 pub use calendar::{Month, hour_of};
-pub use ledger::{EndpointUsage, Ledger, MeteringError, Parties, Usage};
+pub use ledger::{Availability, EndpointUsage, Ledger, MeteringError, Parties, Usage};
 pub use report::{By, UsageRow, csv};
 
 use crate::api::stopped;
@@ -88,7 +88,8 @@ impl Metering {
         self.ledger.forget_counters(before, &|endpoint| self.catalog.read().endpoint(endpoint).is_some())
     }
 
-    /// Usage of a month as the caller may see it, see [`report::rows`].
+    /// Usage of a month as the caller may see it: operators see everything; others what their endpoints used, and what
+    /// others used of their services, of which they see no hours.
     ///
     /// # Errors
     /// When the store failed.
@@ -143,7 +144,7 @@ fn parties(state: &State, endpoint: &str) -> Option<Parties> {
 }
 
 /// In which zones an endpoint is available, and whose it is; `None` while it is not.
-fn availability(state: &State, id: &str) -> Option<(Parties, BTreeSet<String>)> {
+fn availability(state: &State, id: &str) -> Option<Availability> {
     let endpoint = state.endpoint(id)?;
     if endpoint.status.state != EndpointState::Available {
         return None;

@@ -125,6 +125,12 @@ struct Presence {
     last: BTreeMap<String, u64>,
 }
 
+/// Whose an available endpoint is, and in which zones it is available.
+pub type Availability = (Parties, BTreeSet<String>);
+
+/// A zone and an hour.
+type ZoneHour = (String, u64);
+
 /// The ledger.
 pub struct Ledger {
     store: Arc<dyn Store>,
@@ -215,14 +221,10 @@ impl Ledger {
     ///
     /// # Errors
     /// When the store failed; then nothing of it is counted.
-    pub fn observe(
-        &self,
-        now: u64,
-        endpoints: &[(&str, Option<(Parties, BTreeSet<String>)>)],
-    ) -> Result<(), MeteringError> {
+    pub fn observe(&self, now: u64, endpoints: &[(&str, Option<Availability>)]) -> Result<(), MeteringError> {
         let hour = hour_of(now);
         let mut presence = self.presence();
-        let mut changed: Vec<(String, Presence, Vec<(String, u64)>)> = Vec::new();
+        let mut changed: Vec<(String, Presence, Vec<ZoneHour>)> = Vec::new();
         for (endpoint, available) in endpoints {
             let before = presence.get(*endpoint).cloned().unwrap_or_default();
             let mut after = before.clone();

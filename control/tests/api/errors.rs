@@ -116,7 +116,7 @@ fn whatever_is_wrong_is_said_as_json_with_the_field() {
         }
         match code {
             "MethodNotAllowed" => {
-                assert!(answer.header("allow").is_some_and(|allow| allow.contains("POST")), "{answer:?}")
+                assert!(answer.header("allow").is_some_and(|allow| allow.contains("POST")), "{answer:?}");
             }
             "InUse" => assert!(!answer.json()["users"].as_array().unwrap().is_empty(), "{what}"),
             _ => {}
