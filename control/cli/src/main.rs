@@ -5,6 +5,7 @@ mod apply;
 mod bench;
 mod client;
 mod completions;
+mod control;
 mod counters;
 mod dataplane;
 mod events;
@@ -41,6 +42,8 @@ enum Command {
     Bench(bench::Arguments),
     /// Print what a shell needs to complete these commands
     Completions(completions::Arguments),
+    /// Run control: what is declared, by whom, and who may connect
+    Control(control::Arguments),
     /// Show everything that a running gateway counts
     Counters(counters::Arguments),
     /// Run a gateway
@@ -68,6 +71,7 @@ fn main() -> ExitCode {
         Command::Apply(arguments) => apply::run(&arguments),
         Command::Bench(arguments) => bench::run(arguments),
         Command::Completions(arguments) => completions::run(&arguments),
+        Command::Control(arguments) => control::run(arguments),
         Command::Counters(arguments) => counters::run(&arguments),
         Command::Dataplane(arguments) => dataplane::run(arguments),
         Command::Events(arguments) => events::run(&arguments),
