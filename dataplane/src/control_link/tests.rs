@@ -186,7 +186,7 @@ impl Gateway {
 fn endpoints(snapshot: &Snapshot) -> Vec<String> {
     let mut ids: Vec<_> = (0..snapshot.endpoints.len())
         .filter_map(|at| snapshot.endpoint(postern_tables::snapshot::EndpointIndex(at as u32)))
-        .map(|endpoint| endpoint.id.clone())
+        .map(|endpoint| endpoint.id.to_string())
         .collect();
     ids.sort();
     ids
@@ -400,7 +400,7 @@ async fn usage_drops_and_target_views_flow_back_and_a_new_stream_is_told_all() {
     let snapshot = gateway.published.lock().unwrap()[0].clone();
     let index = |id: &str| {
         let at = |at: u32| snapshot.endpoint(postern_tables::snapshot::EndpointIndex(at));
-        (0..16).find(|number| at(*number).is_some_and(|endpoint| endpoint.id == id)).unwrap() as usize
+        (0..16).find(|number| at(*number).is_some_and(|endpoint| *endpoint.id == *id)).unwrap() as usize
     };
     for (worker, packets) in gateway.counters.iter().zip([3, 4]) {
         let endpoint = &worker.endpoints[index("vpce-a")];
