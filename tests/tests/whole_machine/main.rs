@@ -5,6 +5,7 @@
 
 mod bed;
 mod binary;
+mod control;
 mod counters;
 mod edges;
 mod failures;
