@@ -148,7 +148,7 @@ fn everything(size: Size) -> Vec<Resource> {
         ..SnatPool::default()
     });
     let services = (0..size.services).flat_map(|number| {
-        let target = |last| {
+        let target = |last: u32| {
             let [_, a, b, c] = (256 + number * TARGETS + last).to_be_bytes();
             Target { address: format!("10.{}.{b}.{c}", 1 + a), port: 8080, weight: None }
         };
