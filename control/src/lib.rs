@@ -4,7 +4,10 @@
 
 pub mod api;
 pub mod catalog;
+pub mod compile;
 pub mod metering;
+pub mod placement;
+pub mod push;
 pub mod server;
 pub mod settings;
 pub mod store;

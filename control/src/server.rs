@@ -17,7 +17,8 @@ use tracing::{info, warn};
 use crate::api::{self, ListenError, Listener, Patience, stopped};
 use crate::catalog::model::Role;
 use crate::catalog::{self, Caller, Catalog, CatalogError, Clock, Refusal};
-use crate::metering::{Ledger, Metering, MeteringError};
+use crate::metering::{EndpointUsage, Ledger, Metering, MeteringError};
+use crate::push;
 use crate::settings::{ListenAddress, Settings};
 use crate::store::{RedbStore, Store, StoreError};
 use crate::tls::{TlsError, server_config};
@@ -60,6 +61,14 @@ pub enum ServerError {
     /// A listener.
     #[error(transparent)]
     Listen(#[from] ListenError),
+    /// The listener of gateways.
+    #[error("cannot listen for gateways at {address}: {source}")]
+    Gateways {
+        /// Where.
+        address: std::net::SocketAddr,
+        /// The system's answer.
+        source: io::Error,
+    },
     /// The first operator.
     #[error("the first operator cannot be made: {0}")]
     Operator(Refusal),
@@ -113,6 +122,7 @@ pub struct Server {
     catalog: Arc<Catalog>,
     metering: Arc<Metering>,
     addresses: Vec<ListenAddress>,
+    gateways: Option<std::net::SocketAddr>,
     ready: watch::Sender<bool>,
     stop: watch::Sender<bool>,
     tasks: JoinSet<()>,
@@ -161,6 +171,22 @@ impl Server {
         let addresses = listeners.iter().map(|listener| listener.address().clone()).collect();
 
         let mut tasks = JoinSet::new();
+        let mut gateways = None;
+        if let Some(settings) = &settings.push {
+            let refused = |source| ServerError::Gateways { address: settings.listen, source };
+            let tls = server_config(&settings.transport, &[b"h2"])?;
+            let listener = tokio::net::TcpListener::bind(settings.listen).await.map_err(refused)?;
+            gateways = Some(listener.local_addr().map_err(refused)?);
+            let settings = push::Settings { tls, ..push::Settings::default() };
+            let (catalog, usage) = (catalog.clone(), usage_sink(metering.clone()));
+            let mut stopping = stopping.clone();
+            tasks.spawn(async move {
+                let shutdown = async move { stopped(&mut stopping).await };
+                if let Err(error) = push::serve(catalog, usage, settings, listener, shutdown).await {
+                    tracing::error!("{error}");
+                }
+            });
+        }
         let places = Arc::new(Semaphore::new(settings.api.connections));
         for listener in listeners {
             tasks.spawn(listener.serve(router.clone(), places.clone(), patience, stopping.clone()));
@@ -169,7 +195,7 @@ impl Server {
         tasks.spawn(tick(catalog.clone(), clock.clone(), stopping.clone()));
         tasks.spawn(clean(metering.clone(), clock, stopping));
         let _ = ready.send(true);
-        Ok(Self { catalog, metering, addresses, ready, stop, tasks })
+        Ok(Self { catalog, metering, addresses, gateways, ready, stop, tasks })
     }
 
     /// The catalog that is served.
@@ -190,12 +216,33 @@ impl Server {
         &self.addresses
     }
 
+    /// Where gateways are served, if they are.
+    #[must_use]
+    pub const fn gateways(&self) -> Option<std::net::SocketAddr> {
+        self.gateways
+    }
+
     /// Ends in order: nothing new is taken, what has begun comes to its end, at the latest after [`Patience::drain`].
     pub async fn stop(mut self) {
         let _ = self.ready.send(false);
         let _ = self.stop.send(true);
         while self.tasks.join_next().await.is_some() {}
     }
+}
+
+/// Counts what gateways report.
+fn usage_sink(metering: Arc<Metering>) -> push::UsageSink {
+    Arc::new(move |gateway, boot_id, endpoints| {
+        let usage = endpoints.iter().map(|endpoint| EndpointUsage {
+            endpoint: endpoint.endpoint.clone(),
+            connections: endpoint.new_connections,
+            packets: endpoint.packets,
+            bytes: endpoint.bytes,
+        });
+        if let Err(error) = metering.record(gateway, boot_id, &usage.collect::<Vec<_>>()) {
+            warn!("the counters of gateway {gateway} are counted later: {error}");
+        }
+    })
 }
 
 /// Lets the catalog do what has become due.
