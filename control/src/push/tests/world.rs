@@ -141,6 +141,7 @@ impl World {
         self.make(&self.consumer, Kind::Endpoint, name, json!({ "vpc": "bank-net", "service": service }))
     }
 
+    #[expect(dead_code, reason = "for tests of pins")]
     /// Only operators choose gateways.
     pub(super) fn make_endpoint_at(&self, name: &str, gateway: &str) -> String {
         let vpc = self.catalog.one(&self.consumer, Kind::Vpc, "bank-net").unwrap().id().to_owned();
