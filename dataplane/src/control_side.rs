@@ -16,8 +16,8 @@ use postern_wire::frame::HEADROOM;
 use postern_wire::{AttachmentIndex, Frame, MacAddress, PortIndex};
 use tracing::{error, info, warn};
 
+use crate::health::ProbeEgress;
 use crate::link::{Shared, WorkerLink};
-use crate::neighbours::arp_frame::{ArpFrame, LONGEST};
 use crate::neighbours::{Neighbours, Output};
 use crate::ports::{PortError, PortNews, Ports};
 use crate::run_directory::RunDirectory;
@@ -28,6 +28,9 @@ const LOOK_AT_PORTS: u64 = 1000;
 const RETRY: Duration = Duration::from_millis(1);
 /// ARP frames of one worker taken in a turn.
 const PUNTED: usize = 256;
+
+/// Longest frame of this thread's own, a probe with a tag, in bytes.
+const LONGEST_FRAME: usize = 18 + 576;
 
 /// Events that a worker has not taken yet: the last of each neighbour, so that the backlog is bounded by their number.
 type Backlog = BTreeMap<(AttachmentIndex, Ipv4Addr), Option<MacAddress>>;
@@ -43,6 +46,7 @@ pub struct ControlSide {
     /// By port; `None` while the interface is gone.
     transmitters: Vec<Option<PacketTransmitter>>,
     report: TransmitReport,
+    probes: ProbeEgress,
     run: RunDirectory,
     looked_at: Now,
     /// A snapshot that workers are still taking; the ports' address maps follow when all have it.
@@ -66,6 +70,7 @@ impl ControlSide {
             output: Output::default(),
             transmitters: transmitters.into_iter().map(Some).collect(),
             report: TransmitReport::new(),
+            probes: ProbeEgress::default(),
             ports,
             run,
             looked_at: now,
@@ -97,6 +102,7 @@ impl ControlSide {
             self.look_at_ports(now);
         }
         self.neighbours.pass(now, &mut self.output);
+        self.send_probes(now);
         self.emit();
     }
 
@@ -109,7 +115,7 @@ impl ControlSide {
                 || !link.returned.is_empty()
                 || !link.replaced.is_empty()
         };
-        if self.shared.links.iter().any(left) {
+        if self.shared.links.iter().any(left) || !self.shared.health.packets.is_empty() {
             return Duration::ZERO;
         }
         if self.publishing.is_some() || self.backlogs.iter().any(|backlog| !backlog.is_empty()) {
@@ -230,11 +236,21 @@ impl ControlSide {
         }
     }
 
+    fn send_probes(&mut self, now: Now) {
+        let Self { shared, probes, neighbours, output, transmitters, report, .. } = self;
+        let snapshot = shared.tables.load();
+        probes.turn(&shared.health, &snapshot, neighbours, now, output, |port, frame| {
+            if let Some(Some(transmitter)) = transmitters.get_mut(usize::from(port.0)) {
+                send(transmitter, frame, report);
+            }
+        });
+    }
+
     /// Sends frames and tells workers what the neighbours have to say.
     fn emit(&mut self) {
         for frame in self.output.frames.drain(..) {
             if let Some(Some(transmitter)) = self.transmitters.get_mut(usize::from(frame.port.0)) {
-                send(transmitter, &frame, &mut self.report);
+                send(transmitter, frame.bytes(), &mut self.report);
             }
         }
         for NeighbourEvent { attachment, address, mac } in self.output.events.drain(..) {
@@ -258,10 +274,10 @@ impl ControlSide {
     }
 }
 
-fn send(transmitter: &mut PacketTransmitter, frame: &ArpFrame, report: &mut TransmitReport) {
-    let mut buffer = [0; HEADROOM + LONGEST];
-    let bytes = frame.bytes();
-    buffer[HEADROOM..HEADROOM + bytes.len()].copy_from_slice(bytes);
+fn send(transmitter: &mut PacketTransmitter, bytes: &[u8], report: &mut TransmitReport) {
+    let mut buffer = [0; HEADROOM + LONGEST_FRAME];
+    let Some(place) = buffer.get_mut(HEADROOM..HEADROOM + bytes.len()) else { return };
+    place.copy_from_slice(bytes);
     if let Some(frame) = Frame::new(&mut buffer, HEADROOM, bytes.len()) {
         // A frame that the kernel refuses is one that got lost: questions are asked again.
         transmitter.transmit(&mut [frame], &[0], report);

@@ -55,20 +55,25 @@ impl HandoffRing {
     #[must_use]
     pub fn new(workers: usize) -> Self {
         let others = workers.saturating_sub(1).max(1);
+        Self::with_room((SMALL_BUFFERS / others).max(128), (LARGE_BUFFERS / others).max(8), MESSAGES)
+    }
+
+    /// A ring with so many small buffers (2 kB with headroom), large buffers (super-frames) and messages (at least 1).
+    #[must_use]
+    pub fn with_room(small: usize, large: usize, messages: usize) -> Self {
         let pool = |count: usize, size: usize| {
-            let pool = ArrayQueue::new(count);
+            let pool = ArrayQueue::new(count.max(1));
             for _ in 0..count {
                 let pushed = pool.push(vec![0; size].into_boxed_slice());
                 debug_assert!(pushed.is_ok());
             }
             pool
         };
-        let (small, large) = ((SMALL_BUFFERS / others).max(128), (LARGE_BUFFERS / others).max(8));
         Self {
             frames: ArrayQueue::new(small + large),
             small: pool(small, SMALL),
             large: pool(large, LARGE),
-            messages: ArrayQueue::new(MESSAGES),
+            messages: ArrayQueue::new(messages),
         }
     }
 

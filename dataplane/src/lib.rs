@@ -5,6 +5,7 @@ pub mod configuration;
 pub mod control_link;
 pub mod control_side;
 pub mod handoff;
+pub mod health;
 pub mod inspection;
 pub mod link;
 pub mod neighbours;

@@ -13,7 +13,8 @@ use postern_frame_io::{Receive, ReceiveStatistics, Transmit, TransmitStatistics}
 use postern_measurement::{Clock, Counter};
 use postern_tables::Snapshot;
 
-use crate::handoff::HandoffRings;
+use crate::handoff::{HandoffRing, HandoffRings};
+use crate::health::HealthLink;
 use crate::neighbours::arp_frame::ArpFrame;
 use crate::wake::{Bell, Wake};
 
@@ -21,6 +22,8 @@ use crate::wake::{Bell, Wake};
 pub const LISTING_SLICE: u32 = 256;
 /// Slices of a listing that may wait for their reader.
 const LISTING_SLICES: usize = 16;
+/// Answers to probes that may wait for the health thread.
+const PROBED: usize = 128;
 /// One more than the largest errno.
 pub const ERRNOS: usize = 134;
 
@@ -205,6 +208,8 @@ pub struct LoopCounters {
 pub struct WorkerLink {
     /// ARP frames for the owner of the neighbour tables.
     pub punted: ArrayQueue<ArpFrame>,
+    /// Targets' answers to probes, for the health thread.
+    pub probed: HandoffRing,
     /// Next hops to be found.
     pub requests: ArrayQueue<NeighbourRequest>,
     /// Next hops that were found or lost.
@@ -246,6 +251,8 @@ impl WorkerLink {
         }
         Ok(Self {
             punted: ArrayQueue::new(256),
+            // Probes let no target send more at a time than fits a small buffer.
+            probed: HandoffRing::with_room(PROBED, 0, 1),
             requests: ArrayQueue::new(1024),
             events: ArrayQueue::new(1024),
             replacements: ArrayQueue::new(ports.max(1)),
@@ -287,6 +294,8 @@ pub struct Shared {
     pub handoff: HandoffRings,
     /// Wakes the control-side thread.
     pub control: Bell,
+    /// What the health thread shares.
+    pub health: HealthLink,
     /// Workers end when it is set.
     pub stop: AtomicBool,
 }
@@ -308,6 +317,7 @@ impl Shared {
             handoff: HandoffRings::new(links.len()),
             links,
             control: Bell::default(),
+            health: HealthLink::new()?,
             stop: AtomicBool::new(false),
         })
     }

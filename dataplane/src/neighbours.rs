@@ -35,6 +35,19 @@ pub struct Output {
     pub events: Vec<NeighbourEvent>,
 }
 
+/// Where the control-side thread's own frames to a neighbour go.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Station {
+    /// The port.
+    pub port: PortIndex,
+    /// 802.1Q VLAN identifier.
+    pub vlan: Option<u16>,
+    /// Our MAC address there.
+    pub own_mac: MacAddress,
+    /// The neighbour's.
+    pub mac: MacAddress,
+}
+
 /// What was counted, in frames unless said otherwise.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, serde::Serialize, serde::Deserialize)]
 pub struct NeighbourCounters {
@@ -257,6 +270,14 @@ impl Neighbours {
     /// Every known neighbour, for a worker that starts.
     pub fn known(&self) -> impl Iterator<Item = NeighbourEvent> + '_ {
         self.entries.known().map(|((attachment, address), mac)| NeighbourEvent { attachment, address, mac: Some(mac) })
+    }
+
+    /// A neighbour's station, if it is known.
+    #[must_use]
+    pub fn station(&self, attachment: AttachmentIndex, address: Ipv4Addr) -> Option<Station> {
+        let at = attachment_of(&self.snapshot, attachment)?;
+        let (own_mac, mac) = (self.mac(attachment)?, self.entries.mac((attachment, address))?);
+        Some(Station { port: at.port, vlan: at.vlan, own_mac, mac })
     }
 
     /// How many neighbours are being looked for.

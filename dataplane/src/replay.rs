@@ -163,7 +163,7 @@ impl Player<'_> {
         match verdicts[0] {
             Verdict::Forward(_) => self.counters.forwarded.add(1),
             Verdict::Reply(_) => self.counters.answered.add(1),
-            Verdict::Punt => self.counters.punted.add(1),
+            Verdict::Punt | Verdict::Probe => self.counters.punted.add(1),
             // There is one worker.
             Verdict::Handoff(..) => self.counters.count_drop(DropReason::HandoffFull, 1),
             Verdict::Hold | Verdict::Drop(_) => {}

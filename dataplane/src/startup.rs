@@ -20,9 +20,9 @@ use tracing::{error, info, warn};
 
 use crate::configuration::{self, ConfigurationError};
 use crate::control_link::state_file::StateError;
-use crate::control_link::target_views::TargetViews;
 use crate::control_link::{ColdStart, ControlLink, Identity, LinkParts, Publication, cold_start};
 use crate::control_side::ControlSide;
+use crate::health::{HealthError, HealthThread};
 use crate::inspection::collect;
 use crate::inspection::report::{NeighbourStatus, PortStatus, StatusReport};
 use crate::inspection::server::{self, Inspector, Query, ServerError};
@@ -53,6 +53,9 @@ pub enum StartupError {
     /// A worker.
     #[error(transparent)]
     Worker(#[from] WorkerError),
+    /// The health checks.
+    #[error(transparent)]
+    Health(#[from] HealthError),
     /// The Unix socket or the metrics page.
     #[error(transparent)]
     Server(#[from] ServerError),
@@ -116,6 +119,8 @@ struct Gateway {
     /// What the link to control begins with, until it runs.
     cold: Option<ColdStart>,
     side: ControlSide,
+    /// Ends before the workers.
+    health: HealthThread,
     /// Ends before the ports are given back.
     workers: Workers,
 }
@@ -161,10 +166,12 @@ impl Gateway {
         let mut side = ControlSide::new(shared.clone(), ports, transmitters, run, shared.clock.now());
         let hidden = started.map_err(StartupError::from).and_then(|workers| {
             side.hide_from_host()?;
-            Ok(workers)
+            Ok((workers, HealthThread::start(&shared, random()?[0])?))
         });
         match hidden {
-            Ok(workers) => Ok(Self { path: path.to_owned(), checked, snapshot, shared, cold, side, workers }),
+            Ok((workers, health)) => {
+                Ok(Self { path: path.to_owned(), checked, snapshot, shared, cold, side, health, workers })
+            }
             Err(error) => {
                 side.restore();
                 Err(error)
@@ -176,6 +183,7 @@ impl Gateway {
         let served = self.serve_until_stopped().await;
         info!("stopping");
         notify("STOPPING=1");
+        drop(self.health);
         drop(self.workers);
         self.side.restore();
         let socket = &self.checked.gateway.control_socket;
@@ -254,7 +262,7 @@ impl Gateway {
             state,
             counters: self.shared.links.iter().map(|link| link.counters.clone()).collect(),
             publications,
-            views: Arc::new(TargetViews::default()),
+            views: self.shared.health.views.clone(),
         });
         let failed = |source| StartupError::System { operation: "start the link to control", source };
         Ok(Some(link.map_err(failed)?))
@@ -334,6 +342,7 @@ impl Gateway {
             workers: collect::worker_statuses(&self.shared),
             neighbours: known,
             unresolved: neighbours.unresolved(),
+            targets: collect::target_statuses(&self.shared),
             refused_reload: reload.refused.clone(),
             control: link.map(|link| link.status().report()),
         }

@@ -6,8 +6,8 @@ use clap::Args;
 use comfy_table::{CellAlignment, Table, presets};
 use postern_dataplane::inspection::client::ask;
 use postern_dataplane::inspection::report::{
-    ControlReport, EndpointTraffic, FrameReport, LoopReport, Metric, NeighbourReport, ReceivedReport, SentReport,
-    TargetTraffic, WorkerReport,
+    ControlReport, EndpointTraffic, FrameReport, GroupReport, LoopReport, Metric, NeighbourReport, ProbeReport,
+    ReceivedReport, SentReport, TargetTraffic, WorkerReport,
 };
 use postern_dataplane::inspection::{Answer, CountersReport, Request};
 
@@ -72,6 +72,10 @@ pub(crate) fn print(report: &CountersReport) {
         .iter()
         .map(|target| (format!("{} {} ({})", target.group, target.target, target.vpc), target.traffic.values()));
     by_row("target", TargetTraffic::METRICS, "postern_target_", targets);
+    let groups = report.target_groups.iter().map(|group| (group.group.clone(), group.health.values()));
+    by_row("target group", GroupReport::METRICS, "postern_target_group_", groups);
+    let probes = std::iter::once((report.gateway.clone(), report.probes.values()));
+    by_row("health checks", ProbeReport::METRICS, "postern_", probes);
     let ports = || report.ports.iter();
     let received = ports().map(|port| (port.interface.clone(), port.received.values()));
     by_row("port, received", ReceivedReport::METRICS, "postern_device_", received);

@@ -5,6 +5,7 @@ use std::net::Ipv4Addr;
 
 use postern_flows::{FlowRecord, InsertError, State};
 use postern_measurement::Now;
+use postern_tables::health::PROBE_PORTS;
 use postern_tables::snapshot::{EndpointIndex, LocalAddress, ReturnPath, VpcIndex};
 use postern_translation::RewritePlan;
 use postern_translation::ports::{Lease, Need, Refusal};
@@ -42,7 +43,8 @@ impl Forwarder<'_> {
         }
     }
 
-    /// The provider can never open a connection: hand the packet to the port's owner, else drop it.
+    /// The provider can never open a connection: hand the packet to the port's owner, else drop it. Answers to probes have no
+    /// flow, but ports of their own.
     #[cold]
     #[inline(never)]
     fn without_flow_from_provider(
@@ -53,6 +55,9 @@ impl Forwarder<'_> {
         outbox: &mut Outbox,
         now: Now,
     ) -> Verdict {
+        if parsed.kind == PacketKind::Tcp && PROBE_PORTS.contains(&parsed.key.destination_port()) {
+            return Verdict::Probe;
+        }
         let owner = self.ownership.of_port(parsed.key.destination_port());
         if owner != self.worker.0 && owner < self.workers && note.is_none() {
             return Verdict::Handoff(WorkerIndex(owner), HandoffNote::Owned);

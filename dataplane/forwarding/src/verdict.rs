@@ -15,6 +15,8 @@ pub enum Verdict {
     Reply(PortIndex),
     /// For the control-side thread: ARP.
     Punt,
+    /// For the health thread: a target's answer to a probe. Counts as punted.
+    Probe,
     /// Kept by the forwarder until a neighbour is known; comes out of the outbox later, or is dropped and counted.
     Hold,
     /// Not this worker's: to go over the handoff ring to its owner, with the note.

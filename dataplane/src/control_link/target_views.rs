@@ -36,6 +36,22 @@ pub enum TargetHealth {
     Unavailable,
 }
 
+impl TargetHealth {
+    /// The name in listings.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Initial => "initial",
+            Self::Healthy => "healthy",
+            Self::Unhealthy => "unhealthy",
+            Self::UnhealthyDraining => "unhealthy.draining",
+            Self::Draining => "draining",
+            Self::Unused => "unused",
+            Self::Unavailable => "unavailable",
+        }
+    }
+}
+
 /// What is thought of one target.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TargetView {

@@ -9,9 +9,12 @@ use postern_tables::Snapshot;
 use postern_tables::snapshot::VpcIndex;
 
 use super::report::{
-    CountersReport, EndpointReport, EndpointTraffic, FrameReport, LoopReport, NeighbourReport, PortReport,
-    ReceivedReport, SentReport, TargetReport, TargetTraffic, WorkerReport, WorkerStatus,
+    CountersReport, EndpointReport, EndpointTraffic, FrameReport, GroupReport, LoopReport, NeighbourReport, PortReport,
+    ProbeReport, ReceivedReport, SentReport, TargetGroupReport, TargetReport, TargetStatus, TargetTraffic,
+    WorkerReport, WorkerStatus,
 };
+use crate::control_link::target_views::{TargetKey, TargetView};
+use crate::health::GroupHealth;
 use crate::link::{Shared, WorkerLink};
 use crate::neighbours::NeighbourCounters;
 
@@ -24,6 +27,7 @@ pub fn counters(gateway: &str, shared: &Shared, neighbours: &NeighbourCounters) 
     for worker in &workers {
         add(&mut total, worker);
     }
+    let (groups, probes) = shared.health.summary();
     CountersReport {
         gateway: gateway.to_owned(),
         generation: snapshot.generation.0,
@@ -32,6 +36,8 @@ pub fn counters(gateway: &str, shared: &Shared, neighbours: &NeighbourCounters) 
         workers,
         endpoints: endpoints(&snapshot, shared),
         targets: targets(&snapshot, shared),
+        target_groups: target_groups(groups),
+        probes: ProbeReport::read(&probes),
         ports: ports(&snapshot, shared),
         neighbours: NeighbourReport::read(neighbours),
         control: None,
@@ -48,6 +54,21 @@ pub fn worker_statuses(shared: &Shared) -> Vec<WorkerStatus> {
         restarts: link.loops.restarts.get(),
     };
     shared.links.iter().enumerate().map(status).collect()
+}
+
+/// The health of every target, by group.
+#[must_use]
+pub fn target_statuses(shared: &Shared) -> Vec<TargetStatus> {
+    let (views, _) = shared.health.views.changed_since(0, usize::MAX);
+    let status = |(key, view): (TargetKey, TargetView)| TargetStatus {
+        target: SocketAddrV4::new(key.address, key.port),
+        group: key.group,
+        state: view.health.name().to_owned(),
+        reason: view.reason,
+    };
+    let mut statuses: Vec<_> = views.into_iter().map(status).collect();
+    statuses.sort_by(|a, b| (&a.group, a.target).cmp(&(&b.group, b.target)));
+    statuses
 }
 
 /// Seconds since the clock was started.
@@ -134,6 +155,15 @@ fn targets(snapshot: &Snapshot, shared: &Shared) -> Vec<TargetReport> {
         }
     };
     present.map(report).collect()
+}
+
+fn target_groups(groups: Vec<GroupHealth>) -> Vec<TargetGroupReport> {
+    let report = |group: GroupHealth| TargetGroupReport {
+        health: GroupReport::read(&group),
+        group: group.target_group,
+        states: group.targets,
+    };
+    groups.into_iter().map(report).collect()
 }
 
 fn ports(snapshot: &Snapshot, shared: &Shared) -> Vec<PortReport> {

@@ -5,8 +5,8 @@ use std::fmt::Write;
 use postern_forwarding::DropReason;
 
 use super::report::{
-    ControlReport, CountersReport, EndpointTraffic, FrameReport, Kind, LoopReport, Metric, NeighbourReport,
-    ReceivedReport, SentReport, TargetTraffic,
+    ControlReport, CountersReport, EndpointTraffic, FrameReport, GroupReport, Kind, LoopReport, Metric,
+    NeighbourReport, ProbeReport, ReceivedReport, SentReport, TargetTraffic,
 };
 
 /// The page.
@@ -79,6 +79,15 @@ pub fn page(report: &CountersReport) -> String {
         (labels.join(","), target.traffic.values())
     });
     family(&mut page, TargetTraffic::METRICS, targets);
+    let groups = || report.target_groups.iter().map(|group| (label("group", &group.group), group));
+    family(&mut page, GroupReport::METRICS, groups().map(|(labels, group)| (labels, group.health.values())));
+    header(&mut page, &GROUP_TARGETS);
+    for (labels, group) in groups() {
+        for (state, count) in &group.states {
+            sample(&mut page, GROUP_TARGETS.name, &[&labels, &label("state", state)], *count);
+        }
+    }
+    family(&mut page, ProbeReport::METRICS, std::iter::once((gateway.clone(), report.probes.values())));
     let ports = || report.ports.iter().map(|port| (label("interface", &port.interface), port));
     family(&mut page, ReceivedReport::METRICS, ports().map(|(labels, port)| (labels, port.received.values())));
     family(&mut page, SentReport::METRICS, ports().map(|(labels, port)| (labels, port.sent.values())));
@@ -94,6 +103,14 @@ const HANDOFF_SHARE: Metric = Metric {
     name: "postern_handoff_permille",
     labels: "",
     help: "Thousandths of the received frames that were handed to another worker.",
+};
+
+/// Targets of a group by what is known of their health.
+const GROUP_TARGETS: Metric = Metric {
+    kind: Kind::Gauge,
+    name: "postern_target_group_targets",
+    labels: "",
+    help: "Targets by the state of their health.",
 };
 
 /// Drops of an endpoint that were told apart by reason.

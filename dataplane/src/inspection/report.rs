@@ -10,6 +10,7 @@ use postern_measurement::Counter;
 use serde::{Deserialize, Serialize};
 
 use crate::control_link::LinkCounters;
+use crate::health::{GroupHealth, ProbeCounters};
 use crate::link::LoopCounters;
 use crate::neighbours::NeighbourCounters;
 
@@ -43,6 +44,12 @@ trait Value {
 impl Value for Counter {
     fn value(&self) -> u64 {
         self.get()
+    }
+}
+
+impl Value for bool {
+    fn value(&self) -> u64 {
+        u64::from(*self)
     }
 }
 
@@ -97,7 +104,7 @@ report! {
         Counter handed_out = "postern_frames_handed_out_total" "" "Frames handed to other workers.",
         Counter forwarded = "postern_frames_forwarded_total" "" "Translated frames that the kernel accepted.",
         Counter answered = "postern_frames_answered_total" "" "Frames turned into an answer that the kernel accepted.",
-        Counter punted = "postern_frames_punted_total" "" "Frames passed to the control-side thread.",
+        Counter punted = "postern_frames_punted_total" "" "Frames passed on to the threads for neighbours (ARP) and health checks (answers to probes).",
         Gauge held = "postern_frames_held" "" "Frames held now for a neighbour.",
         Counter made = "postern_frames_made_total" "" "Frames of the forwarder's own making that the kernel accepted.",
         Counter made_refused = "postern_frames_made_refused_total" "" "Frames of the forwarder's own making that the kernel refused.",
@@ -204,6 +211,29 @@ report! {
     }
 }
 
+report! {
+    /// The health of one target group.
+    GroupReport of GroupHealth {
+        Gauge healthy = "postern_target_group_healthy_targets" "" "Targets that pass their health checks (HealthyHostCount).",
+        Gauge unhealthy = "postern_target_group_unhealthy_targets" "" "Targets that do not, draining ones included (UnHealthyHostCount).",
+        Gauge fails_open = "postern_target_group_fails_open" "" "1 while no target is known to be healthy, so that new flows go to all.",
+        Counter unhealthy_routing_flows = "postern_target_group_unhealthy_routing_flows_total" "" "Flows that began while no target was known to be healthy (UnhealthyRoutingFlowCount).",
+    }
+}
+
+report! {
+    /// What the prober counted.
+    ProbeReport of ProbeCounters {
+        Counter passed = "postern_probes_passed_total" "" "Health probes that passed.",
+        Counter failed = "postern_probes_failed_total" "" "Health probes that failed.",
+        Counter late = "postern_probes_late_total" "" "Health probes that began late because too many were on their way.",
+        Counter sent = "postern_probe_packets_sent_total" "" "Packets of health probes.",
+        Counter received = "postern_probe_packets_received_total" "" "Packets of targets that belong to a health probe.",
+        Counter stray = "postern_probe_packets_stray_total" "" "Packets to the ports of health probes that belong to none, or are broken.",
+        Counter lost = "postern_probe_packets_lost_total" "" "Packets of health probes for which there was no room.",
+    }
+}
+
 /// Every counter.
 #[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 pub struct CountersReport {
@@ -221,6 +251,12 @@ pub struct CountersReport {
     pub endpoints: Vec<EndpointReport>,
     /// By target.
     pub targets: Vec<TargetReport>,
+    /// By target group.
+    #[serde(default)]
+    pub target_groups: Vec<TargetGroupReport>,
+    /// Health probes.
+    #[serde(default)]
+    pub probes: ProbeReport,
     /// By port.
     pub ports: Vec<PortReport>,
     /// ARP and next hops.
@@ -279,6 +315,17 @@ pub struct TargetReport {
     pub target: SocketAddrV4,
     /// What was counted, all workers together.
     pub traffic: TargetTraffic,
+}
+
+/// One target group.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct TargetGroupReport {
+    /// Its name.
+    pub group: String,
+    /// In sum.
+    pub health: GroupReport,
+    /// Targets by the name of their state.
+    pub states: BTreeMap<String, u64>,
 }
 
 /// One port.
@@ -346,6 +393,9 @@ pub struct StatusReport {
     pub neighbours: Vec<NeighbourStatus>,
     /// Next hops that are being looked for.
     pub unresolved: usize,
+    /// What is seen of the targets' health.
+    #[serde(default)]
+    pub targets: Vec<TargetStatus>,
     /// The last reload that was refused since the last that was not.
     pub refused_reload: Option<String>,
     /// The link to control, if there is one.
@@ -394,6 +444,19 @@ pub struct WorkerStatus {
     pub flows: u64,
     /// Restarts after a panic.
     pub restarts: u64,
+}
+
+/// What is seen of a target's health.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct TargetStatus {
+    /// Its group.
+    pub group: String,
+    /// Address and port.
+    pub target: SocketAddrV4,
+    /// The name of its state.
+    pub state: String,
+    /// Why it is not healthy; empty where it is.
+    pub reason: String,
 }
 
 /// A next hop.

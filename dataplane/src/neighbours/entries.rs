@@ -195,6 +195,11 @@ impl Entries {
         self.entries.iter().filter_map(|(key, entry)| Some((*key, entry.state.mac()?)))
     }
 
+    /// The station of a neighbour, if it is known.
+    pub(super) fn mac(&self, key: Key) -> Option<MacAddress> {
+        self.entries.get(&key)?.state.mac()
+    }
+
     /// How many are being looked for.
     pub(super) fn unresolved(&self) -> usize {
         self.populations.values().map(|population| population.unresolved).sum()

@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::sync::atomic::Ordering;
 
-use postern_forwarding::{DropReason, Origin, Outbox, PeerMessage, Verdict, WorkerIndex};
+use postern_forwarding::{DropReason, HandoffNote, Origin, Outbox, PeerMessage, Verdict, WorkerIndex};
 use postern_frame_io::{BURST, Burst, Errno, Transmit, TransmitReport};
 use postern_wire::{Frame, PortIndex};
 
@@ -52,6 +52,7 @@ pub(super) struct Dispatch<'w> {
     /// Workers that got something in this step, one bit each.
     touched: u64,
     touched_control: bool,
+    touched_health: bool,
 }
 
 impl<'w> Dispatch<'w> {
@@ -66,6 +67,7 @@ impl<'w> Dispatch<'w> {
             backlog: VecDeque::with_capacity(BACKLOG),
             touched: 0,
             touched_control: false,
+            touched_health: false,
         }
     }
 
@@ -90,6 +92,7 @@ impl<'w> Dispatch<'w> {
                     None => self.link.counters.count_drop(DropReason::PortDown, 1),
                 },
                 Verdict::Punt => self.punt(frame),
+                Verdict::Probe => self.pass_probe(frame),
                 Verdict::Handoff(to, note) => {
                     let ring = self.shared.handoff.ring(self.index, usize::from(to.0));
                     if ring.is_some_and(|ring| ring.push(frame, note)) {
@@ -133,11 +136,25 @@ impl<'w> Dispatch<'w> {
         if std::mem::take(&mut self.touched_control) {
             self.shared.control.wake();
         }
+        if std::mem::take(&mut self.touched_health) {
+            self.shared.health.wake.wake();
+        }
     }
 
     fn punt(&mut self, frame: &Frame<'_>) {
         if self.link.punted.push(ArpFrame::received(frame.ingress, frame.vlan, frame.bytes())).is_ok() {
             self.touched_control = true;
+            self.link.counters.punted.add(1);
+        } else {
+            self.link.counters.count_drop(DropReason::PuntFull, 1);
+        }
+    }
+
+    /// Gives a target's answer to a probe to the health thread.
+    #[cold]
+    fn pass_probe(&mut self, frame: &Frame<'_>) {
+        if self.link.probed.push(frame, HandoffNote::Owned) {
+            self.touched_health = true;
             self.link.counters.punted.add(1);
         } else {
             self.link.counters.count_drop(DropReason::PuntFull, 1);

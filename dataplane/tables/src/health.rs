@@ -1,6 +1,10 @@
 //! How targets are probed, and what becomes of the flows of those that are not healthy, as it was checked.
 
 use std::fmt;
+use std::ops::RangeInclusive;
+
+/// Source ports of probes: a block below those of any SNAT pool (1024…65535), so that no flow ever has one.
+pub const PROBE_PORTS: RangeInclusive<u16> = 896..=1023;
 
 /// A target group's rules about the health of its targets.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]

@@ -226,7 +226,7 @@ impl<'m> Gateway<'m> {
                 counters.answered.add(1);
                 self.sent(port, bytes, offload);
             }
-            Verdict::Punt => counters.punted.add(1),
+            Verdict::Punt | Verdict::Probe => counters.punted.add(1),
             Verdict::Handoff(to, note) => {
                 counters.handed_out.add(1);
                 self.empty_outbox(worker);

@@ -167,6 +167,7 @@ fn flatten(report: &Value) -> BTreeMap<String, u64> {
         add("sent", &port["sent"]);
     }
     add("neighbours", &report["neighbours"]);
+    add("probes", &report["probes"]);
     counters
 }
 

@@ -10,6 +10,7 @@ mod counters;
 mod edges;
 mod failures;
 mod frames;
+mod health;
 mod host;
 mod inspection;
 mod life;

@@ -267,7 +267,7 @@ impl Bed {
                 counters.answered.add(1);
                 self.send(egress, out, out_offload);
             }
-            Verdict::Punt => counters.punted.add(1),
+            Verdict::Punt | Verdict::Probe => counters.punted.add(1),
             Verdict::Handoff(to, note) => {
                 counters.handed_out.add(1);
                 self.empty_outbox(worker);
