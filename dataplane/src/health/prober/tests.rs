@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 use postern_tables::{Declaration, compile};
 use smoltcp::iface::{Config, Interface, SocketHandle, SocketSet};
 use smoltcp::phy::{Loopback, Medium};
-use smoltcp::socket::tcp::{Socket, SocketBuffer};
+use smoltcp::socket::tcp::{Socket, SocketBuffer, State};
 use smoltcp::time::Instant;
 use smoltcp::wire::{HardwareAddress, IpAddress, IpCidr};
 
@@ -55,7 +55,7 @@ impl Host {
         let socket = self.sockets.get_mut::<Socket<'_>>(self.socket);
         if self.behaviour == Closed {
             socket.abort();
-        } else if !socket.is_open() || socket.state() == smoltcp::socket::tcp::State::TimeWait {
+        } else if !socket.is_open() || socket.state() == State::TimeWait {
             socket.abort();
             socket.listen(port).unwrap();
         }
@@ -76,7 +76,7 @@ impl Host {
             socket.send_slice(format!("HTTP/1.1 {status} As you like\r\n\r\nbody").as_bytes()).unwrap();
             socket.close();
         }
-        if !socket.may_recv() {
+        if socket.state() == State::CloseWait {
             socket.close();
         }
         self.interface.poll_egress(now, &mut self.device, &mut self.sockets);
