@@ -3,9 +3,9 @@
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
-use postern_tables::{Checked, Declaration, Errors, Snapshot, compile};
+use postern_tables::{Checked, Declaration, Errors, Snapshot, Tables};
 
 /// Why a configuration cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -43,10 +43,12 @@ pub fn load(path: &Path) -> Result<Checked, ConfigurationError> {
 pub fn reload(
     path: &Path,
     running: &Checked,
-    tables: &Arc<Snapshot>,
+    tables: &Mutex<Tables>,
 ) -> Result<(Checked, Arc<Snapshot>), ConfigurationError> {
     let checked = load(path)?.reload(running)?;
-    let snapshot = if checked.control.is_some() { tables.clone() } else { Arc::new(compile(&checked, Some(tables))) };
+    // What a panic left is whole: tables are replaced at once.
+    let mut tables = tables.lock().unwrap_or_else(PoisonError::into_inner);
+    let snapshot = if checked.control.is_some() { tables.snapshot().clone() } else { tables.reload(&checked) };
     Ok((checked, snapshot))
 }
 
@@ -60,7 +62,8 @@ mod tests {
         let file = std::env::temp_dir().join(format!("postern-reload-{}.toml", std::process::id()));
         fs::write(&file, CONFIGURATION).unwrap();
         let running = load(&file).unwrap();
-        let tables = Arc::new(compile(&running, None));
+        let tables = Mutex::new(Tables::new(&running));
+        let first = tables.lock().unwrap().snapshot().generation;
 
         let two_mistakes =
             CONFIGURATION.replace("port = 8080", "port = 80800").replace("\"10.0.0.200\"", "\"10.0.0.300\"");
@@ -76,7 +79,7 @@ mod tests {
 
         fs::write(&file, CONFIGURATION.replace("port = 8080", "port = 8081")).unwrap();
         let (_, next) = reload(&file, &running, &tables).unwrap();
-        assert!(next.generation > tables.generation);
+        assert!(next.generation > first);
         fs::remove_file(file).unwrap();
     }
 }

@@ -22,8 +22,8 @@ use std::time::Duration;
 
 use crossbeam_queue::ArrayQueue;
 use postern_measurement::Now;
-use postern_tables::Snapshot;
 use postern_tables::snapshot::{TargetIndex, VpcIndex};
+use postern_tables::{Snapshot, Usable};
 use postern_wire::checksum::{fold, pseudo_header, sum};
 use postern_wire::parse::PROTOCOL_TCP;
 use postern_wire::{Frame, Offload, PacketKind, parse};
@@ -36,7 +36,6 @@ use exchange::Tls;
 use prober::{Output, Prober, TargetKey, TargetView};
 
 pub use egress::ProbeEgress;
-pub use prober::Usage;
 pub use summary::{GroupHealth, ProbeCounters};
 
 /// Packets of probes that may wait for the control-side thread.
@@ -82,7 +81,7 @@ pub struct HealthLink {
     pub views: Arc<TargetViews>,
     summary: Mutex<(Vec<GroupHealth>, ProbeCounters)>,
     /// What flows may do with targets, as far as the tables have not been told.
-    usages: Mutex<BTreeMap<TargetName, Usage>>,
+    usages: Mutex<BTreeMap<TargetName, Usable>>,
     stop: AtomicBool,
 }
 
@@ -108,14 +107,15 @@ impl HealthLink {
         self.summary.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Takes what the tables have not been told yet.
-    pub fn take_usages(&self) -> BTreeMap<TargetName, Usage> {
-        std::mem::take(&mut *self.usages.lock().unwrap_or_else(PoisonError::into_inner))
+    /// Takes what the tables have not been told yet, as [`postern_tables::Tables::set_health`] wants it.
+    pub fn take_changes(&self) -> Vec<(String, Ipv4Addr, u16, Usable)> {
+        let changes = std::mem::take(&mut *self.usages.lock().unwrap_or_else(PoisonError::into_inner));
+        changes.into_iter().map(|((group, address, port), usable)| (group, address, port, usable)).collect()
     }
 
     /// Whether the tables are to be told something.
     #[must_use]
-    pub fn has_usages(&self) -> bool {
+    pub fn has_changes(&self) -> bool {
         !self.usages.lock().unwrap_or_else(PoisonError::into_inner).is_empty()
     }
 }

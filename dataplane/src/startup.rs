@@ -5,22 +5,22 @@ use std::io::{self, Read, Write};
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use postern_forwarding::WorkerCounters;
 use postern_frame_io::DeviceError;
 use postern_frame_io::pin::{PinError, allowed_cpus};
 use postern_steering::Ownership;
 use postern_tables::declaration::Polling;
-use postern_tables::{Checked, Snapshot, compile};
+use postern_tables::{Checked, Snapshot, Tables};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 use tracing::{error, info, warn};
 
 use crate::configuration::{self, ConfigurationError};
-use crate::control_link::state_file::StateError;
-use crate::control_link::{ColdStart, ControlLink, Identity, LinkParts, Publication, cold_start};
+use crate::control_link::state_file::{StateError, StateFile};
+use crate::control_link::{AppliedState, ColdStart, ControlLink, Identity, LinkParts, Publication, cold_start};
 use crate::control_side::ControlSide;
 use crate::health::{HealthError, HealthThread};
 use crate::inspection::collect;
@@ -116,8 +116,10 @@ struct Gateway {
     checked: Checked,
     snapshot: Arc<Snapshot>,
     shared: Arc<Shared>,
+    /// The only writer of tables: reloads, control and health change them.
+    tables: Arc<Mutex<Tables>>,
     /// What the link to control begins with, until it runs.
-    cold: Option<ColdStart>,
+    cold: Option<(AppliedState, StateFile)>,
     side: ControlSide,
     /// Ends before the workers.
     health: HealthThread,
@@ -136,10 +138,12 @@ impl Gateway {
         let [a, b, c, d, e, f] = random()?;
         let ownership = Arc::new(Ownership::even(count, [e, f]));
         let cold = checked.control.as_ref().map(|settings| cold_start(&checked, settings)).transpose()?;
-        let snapshot = match &cold {
-            Some(cold) => cold.tables.snapshot().clone(),
-            None => Arc::new(compile(&checked, None)),
+        let (tables, cold) = match cold {
+            Some(ColdStart { tables, applied, state }) => (tables, Some((applied, state))),
+            None => (Tables::new(&checked), None),
         };
+        let snapshot = tables.snapshot().clone();
+        let tables = Arc::new(Mutex::new(tables));
         let mut run = RunDirectory::open(&checked.gateway.run_directory)?;
         let mut ports = Ports::check(&checked, &snapshot, &ownership)?;
 
@@ -170,7 +174,7 @@ impl Gateway {
         });
         match hidden {
             Ok((workers, health)) => {
-                Ok(Self { path: path.to_owned(), checked, snapshot, shared, cold, side, health, workers })
+                Ok(Self { path: path.to_owned(), checked, snapshot, shared, tables, cold, side, health, workers })
             }
             Err(error) => {
                 side.restore();
@@ -217,6 +221,7 @@ impl Gateway {
         self.side.turn(self.shared.clock.now());
         ready();
         let mut reload = Reload::default();
+        let mut health = HealthUpdate::default();
         loop {
             self.side.turn(self.shared.clock.now());
             self.shared.control.about_to_sleep();
@@ -229,6 +234,7 @@ impl Gateway {
                 () = tokio::time::sleep(pause) => {}
                 Some(query) = queries.recv() => self.answer(query, &reload, link.as_ref()),
                 result = reload.finished() => self.apply(result, &mut reload, link.as_ref()),
+                Some(snapshot) = health.finished() => self.forward_by(snapshot),
                 Some(publication) = published.recv(), if self.side.is_settled() => {
                     publishing = Some(self.publish(publication));
                 }
@@ -239,7 +245,8 @@ impl Gateway {
                     // The link may be gone.
                     let _ = settled.send(());
                 }
-                reload.start(&self.path, &self.checked, &self.snapshot);
+                reload.start(&self.path, &self.checked, &self.tables);
+                health.start(&self.shared, &self.tables);
             }
         }
     }
@@ -253,11 +260,11 @@ impl Gateway {
         let ports = self.checked.ports.iter().map(|port| port.interface.clone()).collect();
         let identity =
             Identity { gateway: self.checked.gateway.name.clone(), boot_id: format!("{a:016x}{b:016x}"), ports };
-        let ColdStart { tables, applied, state } = cold;
+        let (applied, state) = cold;
         let link = ControlLink::start(LinkParts {
             settings: settings.clone(),
             identity,
-            tables: Arc::new(Mutex::new(tables)),
+            tables: self.tables.clone(),
             applied,
             state,
             counters: self.shared.links.iter().map(|link| link.counters.clone()).collect(),
@@ -271,9 +278,16 @@ impl Gateway {
     /// Publishes tables that came from control; returns who is to be told when they are settled.
     fn publish(&mut self, publication: Publication) -> oneshot::Sender<()> {
         let Publication { snapshot, settled } = publication;
-        self.snapshot = snapshot.clone();
-        self.side.publish(snapshot);
+        self.forward_by(snapshot);
         settled
+    }
+
+    /// Publishes tables, unless newer ones are published, in which every earlier change is.
+    fn forward_by(&mut self, snapshot: Arc<Snapshot>) {
+        if snapshot.generation > self.snapshot.generation {
+            self.snapshot = snapshot.clone();
+            self.side.publish(snapshot);
+        }
     }
 
     fn apply(&mut self, result: Reloaded, reload: &mut Reload, link: Option<&ControlLink>) {
@@ -287,8 +301,7 @@ impl Gateway {
                     // The tables are control's.
                     link.configure(settings);
                 } else {
-                    self.snapshot = snapshot.clone();
-                    self.side.publish(snapshot);
+                    self.forward_by(snapshot);
                 }
                 self.checked = checked;
                 reload.refused = None;
@@ -365,13 +378,13 @@ impl Reload {
         self.asked = true;
     }
 
-    fn start(&mut self, path: &Path, checked: &Checked, snapshot: &Arc<Snapshot>) {
+    fn start(&mut self, path: &Path, checked: &Checked, tables: &Arc<Mutex<Tables>>) {
         if !self.asked || self.task.is_some() {
             return;
         }
         self.asked = false;
-        let (path, checked, snapshot) = (path.to_owned(), checked.clone(), snapshot.clone());
-        self.task = Some(tokio::task::spawn_blocking(move || configuration::reload(&path, &checked, &snapshot)));
+        let (path, checked, tables) = (path.to_owned(), checked.clone(), tables.clone());
+        self.task = Some(tokio::task::spawn_blocking(move || configuration::reload(&path, &checked, &tables)));
     }
 
     /// Waits for the reload that is on its way, for ever if there is none. May be dropped and called again.
@@ -382,6 +395,38 @@ impl Reload {
         let result = task.await;
         self.task = None;
         result.unwrap_or_else(|panic| Err(ConfigurationError::Panicked(panic.to_string())))
+    }
+}
+
+/// Tables that are being changed by what is known of the targets' health, beside the control-side thread.
+#[derive(Debug, Default)]
+struct HealthUpdate {
+    task: Option<JoinHandle<Option<Arc<Snapshot>>>>,
+}
+
+impl HealthUpdate {
+    fn start(&mut self, shared: &Shared, tables: &Arc<Mutex<Tables>>) {
+        if self.task.is_some() || !shared.health.has_changes() {
+            return;
+        }
+        let (changes, tables) = (shared.health.take_changes(), tables.clone());
+        self.task = Some(tokio::task::spawn_blocking(move || {
+            // What a panic left is whole: tables are replaced at once.
+            tables.lock().unwrap_or_else(PoisonError::into_inner).set_health(&changes)
+        }));
+    }
+
+    /// Waits for the change that is on its way, for ever if there is none. May be dropped and called again.
+    async fn finished(&mut self) -> Option<Arc<Snapshot>> {
+        let Some(task) = &mut self.task else {
+            return std::future::pending().await;
+        };
+        let result = task.await;
+        self.task = None;
+        result.unwrap_or_else(|panic| {
+            error!("a change of the targets' health is lost: {panic}");
+            None
+        })
     }
 }
 

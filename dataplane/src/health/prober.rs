@@ -6,9 +6,9 @@ use std::net::{Ipv4Addr, SocketAddrV4};
 use std::sync::Arc;
 
 use postern_measurement::Now;
-use postern_tables::Snapshot;
 use postern_tables::health::{HealthSettings, PROBE_PORTS};
 use postern_tables::snapshot::{TargetIndex, VpcIndex};
+use postern_tables::{Snapshot, Usable};
 
 use super::connection::Connection;
 use super::exchange::{Outcome, Tls};
@@ -29,17 +29,6 @@ pub(super) struct TargetKey {
     pub(super) group: Arc<str>,
     pub(super) address: Ipv4Addr,
     pub(super) port: u16,
-}
-
-/// What flows may do with a target.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Usage {
-    /// New flows go to it.
-    Usable,
-    /// No new flows; those that it has go on.
-    NoNewFlows,
-    /// No new flows; those that it has are reset.
-    CutFlows,
 }
 
 /// A probe's connection: its VPC, the SNAT address and port, the target.
@@ -74,7 +63,7 @@ pub(super) struct Output {
     /// IP packets to send in a VPC.
     pub(super) packets: Vec<(VpcIndex, Vec<u8>)>,
     /// What flows may do with targets from now on.
-    pub(super) usages: Vec<(TargetKey, Usage)>,
+    pub(super) usages: Vec<(TargetKey, Usable)>,
     /// What is to be seen of targets; `None`: nothing any more.
     pub(super) views: Vec<(TargetKey, Option<TargetView>)>,
 }
@@ -90,7 +79,7 @@ struct Target {
     /// Why the last probe failed.
     reason: String,
     /// What the tables were told, if they were.
-    usage: Option<Usage>,
+    usage: Option<Usable>,
     /// When the next probe begins.
     next_probe: Option<Now>,
     /// How many probes there were.
@@ -139,14 +128,14 @@ impl Prober {
         let used: HashSet<_> = snapshot
             .listeners
             .iter()
+            .flatten()
             .flat_map(|listener| listener.groups.iter().map(|(_, group)| group.at()))
             .collect();
         let old = std::mem::take(&mut self.groups);
         let mut fresh = Vec::new();
-        for (at, group) in snapshot.target_groups.iter().enumerate() {
-            let name: Arc<str> = old
-                .get_key_value(group.name.as_str())
-                .map_or_else(|| group.name.as_str().into(), |(name, _)| name.clone());
+        let groups = snapshot.target_groups.iter().enumerate();
+        for (at, group) in groups.filter_map(|(at, group)| Some((at, group?))) {
+            let name = group.name.clone();
             let source = snapshot.pools.get(group.pool.at()).and_then(|pool| pool.addresses.first().copied());
             let mut members = Vec::with_capacity(group.members.len());
             for (index, member) in group.members.iter().filter_map(|index| Some((*index, snapshot.target(*index)?))) {
@@ -416,7 +405,7 @@ impl Prober {
         let Some(target) = self.targets.get_mut(key) else { return };
         if target.health.pass_time(now) {
             if target.settings.deregistration_ends_flows {
-                output.usages.push((key.clone(), Usage::CutFlows));
+                output.usages.push((key.clone(), Usable::CutFlows));
             }
             self.targets.remove(key);
             output.views.push((key.clone(), None));
@@ -437,11 +426,11 @@ impl Prober {
             let Some(target) = self.targets.get_mut(key) else { continue };
             let state = target.health.state();
             let usage = if group.fails_open || state.is_usable() {
-                Usage::Usable
+                Usable::Usable
             } else if state.cuts_flows() {
-                Usage::CutFlows
+                Usable::CutFlows
             } else {
-                Usage::NoNewFlows
+                Usable::NoNewFlows
             };
             if target.usage.replace(usage) != Some(usage) {
                 output.usages.push((key.clone(), usage));

@@ -90,6 +90,12 @@ impl Tables {
         Ok(self.snapshot.clone())
     }
 
+    /// Takes what a file declares now, its process part included: `checked` came out of [`Checked::reload`].
+    pub fn reload(&mut self, checked: &Checked) -> Arc<Snapshot> {
+        self.take(checked);
+        self.snapshot.clone()
+    }
+
     /// Notes which targets may have flows: group, address, port and what. Selection tables of these groups are made again,
     /// and the flows of targets that are cut are judged again. Targets that are not declared are passed over. `None`: nothing
     /// changed.

@@ -24,6 +24,9 @@ enum Behaviour {
     Gone,
 }
 
+/// What flows may do with a target; one of its variants has its name.
+type Allowed = postern_tables::Usable;
+
 /// A host with a server, in a network stack of its own. Its loopback device carries what it is given and what it sends.
 struct Host {
     behaviour: Behaviour,
@@ -96,7 +99,7 @@ struct Bed {
     now: Now,
     snapshot: Arc<Snapshot>,
     /// What flows may do with targets, by last byte of the address and group.
-    usages: HashMap<(String, u8), Usage>,
+    usages: HashMap<(String, u8), Allowed>,
     views: HashMap<(String, u8), TargetView>,
     /// Largest number of packets in flight at one moment, and local ends seen.
     locals: HashSet<SocketAddrV4>,
@@ -215,7 +218,7 @@ impl Bed {
         lasts.iter().map(|last| self.views[&("web".to_owned(), *last)].state).collect()
     }
 
-    fn usages(&self, lasts: &[u8]) -> Vec<Usage> {
+    fn usages(&self, lasts: &[u8]) -> Vec<Allowed> {
         lasts.iter().map(|last| self.usages[&("web".to_owned(), *last)]).collect()
     }
 
@@ -225,7 +228,7 @@ impl Bed {
 }
 
 use Behaviour::{Closed, Gone, Mute, Status};
-use Usage::{CutFlows, NoNewFlows, Usable};
+use postern_tables::Usable::{CutFlows, NoNewFlows, Usable};
 
 #[test]
 fn targets_are_told_apart_by_what_they_answer_and_the_reason_is_given() {
