@@ -4,6 +4,7 @@ mod background;
 mod demo;
 mod report;
 mod requests;
+mod tenants;
 
 use std::ffi::OsString;
 use std::io::Write;
@@ -27,6 +28,9 @@ enum Command {
     Up {
         #[command(flatten)]
         shape: Shape,
+        /// Have the gateway told by a control plane, in which an operator, a provider and two consumers declare it all
+        #[arg(long)]
+        control: bool,
     },
     /// Take the running lab down
     Down,
@@ -39,8 +43,12 @@ enum Command {
     /// Run a command on a host of the running lab
     #[command(after_help = "Example: postern lab exec client-a -- curl http://10.0.0.100/")]
     Exec {
-        /// client-a, client-b, target-1, target-2, target-3, provider, consumers or gateway
+        /// client-a, client-b, target-1, target-2, target-3, provider, consumers, gateway; or control, where `postern`
+        /// asks the lab's control plane
         node: String,
+        /// At control: as whom to ask [default: operator]
+        #[arg(long = "as", value_name = "PRINCIPAL")]
+        principal: Option<String>,
         /// The command and its arguments
         #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true)]
         command: Vec<OsString>,
@@ -123,10 +131,12 @@ fn usual_workers() -> usize {
 pub(crate) fn run(arguments: Arguments) -> ExitCode {
     match arguments.command {
         Command::Demo(arguments) => demo::run(&arguments),
-        Command::Up { shape } => finish(background::up(&shape)),
+        Command::Up { shape, control } => finish(background::up(&shape, control)),
         Command::Down => finish(background::down()),
         Command::Status { json } => background::status(json),
-        Command::Exec { node, command } => finish(Err(background::exec(&node, &command))),
+        Command::Exec { node, principal, command } => {
+            finish(Err(background::exec(&node, principal.as_deref(), &command)))
+        }
         Command::Serve { name } => serve(&name),
         Command::Launch { starter, command } => {
             fail(&postern_lab::process::launch(starter, &command[0], &command[1..]))

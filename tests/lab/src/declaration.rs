@@ -1,8 +1,9 @@
-//! What the operator of the lab's gateway would write: its configuration file.
+//! What the operator of the lab's gateway would write: its configuration file; and what the users of its control would.
 
 use std::fmt::Write;
 use std::path::Path;
 
+use crate::control::{self, GATEWAY};
 use crate::network::{ENDPOINT, PORTS, Plan, SNAT, TARGETS, VLANS, Wiring};
 use crate::server::{BULK_PORT, ECHO_PORT, PAGE_PORT};
 
@@ -21,13 +22,70 @@ pub fn configuration(plan: &Plan, directory: &Path) -> String {
     text
 }
 
-fn write_into(text: &mut String, plan: &Plan, directory: &Path) -> std::fmt::Result {
-    let one_armed = plan.wiring == Wiring::OneArmed;
-    let provider = if one_armed { VPCS[0] } else { VPCS[2] };
-    writeln!(text, "[gateway]\nname = \"lab\"\nrun_directory = {:?}\n", directory.display().to_string())?;
+/// Writes the file of a gateway that control tells the rest.
+#[must_use]
+pub fn with_control(plan: &Plan, directory: &Path) -> String {
+    let mut text = String::new();
+    let write = |text: &mut String| {
+        write_process(text, plan, directory)?;
+        let (address, token) = (control::PUSH, control::token_file(directory, GATEWAY));
+        writeln!(text, "[control]\naddress = \"http://{address}\"\ntoken_file = {:?}", token.display().to_string())?;
+        writeln!(text, "state_directory = {:?}", directory.join("state").display().to_string())
+    };
+    write(&mut text).expect("a String takes everything that is written");
+    text
+}
+
+/// Writes control's settings; its files are in `directory`.
+#[must_use]
+pub fn control_settings(directory: &Path) -> String {
+    let data = directory.join("control").display().to_string();
+    let api = control::api(directory);
+    format!(
+        "region = \"lab\"\ndata_directory = {data:?}\n\n[api]\nlisten = [{api:?}]\n\n[push]\nlisten = {:?}\n",
+        control::PUSH
+    )
+}
+
+/// Writes what the provider applies: pool, target groups with health checks, load balancer and service.
+#[must_use]
+pub fn provider(probe_interval_seconds: u64) -> String {
+    let mut text = String::new();
+    let write = |text: &mut String| {
+        let provider = VPCS[2];
+        let addresses = SNAT.map(|address| format!("\"{address}\"")).join(", ");
+        writeln!(text, "[[snat_pool]]\nname = \"pool\"\nvpc = \"{provider}\"\naddresses = [{addresses}]\n")?;
+        for (name, _, port) in LISTENERS {
+            writeln!(text, "[[target_group]]\nname = \"{name}\"\nvpc = \"{provider}\"\nsnat_pool = \"pool\"")?;
+            writeln!(text, "[target_group.health_check]\nprotocol = \"tcp\"\nport = {PAGE_PORT}")?;
+            writeln!(text, "interval_seconds = {probe_interval_seconds}\ntimeout_seconds = 2")?;
+            for target in TARGETS {
+                writeln!(text, "[[target_group.targets]]\naddress = \"{target}\"\nport = {port}")?;
+            }
+            writeln!(text)?;
+        }
+        writeln!(text, "[[load_balancer]]\nname = \"balancer\"")?;
+        for (name, protocol, port) in LISTENERS {
+            writeln!(text, "[[load_balancer.listeners]]\nprotocol = \"{protocol}\"\nport = {port}")?;
+            writeln!(text, "target_groups = [{{ target_group = \"{name}\" }}]")?;
+        }
+        let allowed = control::CONSUMERS.map(|consumer| format!("{consumer:?}")).join(", ");
+        writeln!(text, "\n[[service]]\nname = \"service\"\nload_balancers = [\"balancer\"]")?;
+        writeln!(text, "allowed_principals = [{allowed}]\nacceptance_required = true")
+    };
+    write(&mut text).expect("a String takes everything that is written");
+    text
+}
+
+/// Name, protocol and port of each listener.
+const LISTENERS: [(&str, &str, u16); 3] =
+    [("page", "tcp", PAGE_PORT), ("echo", "udp", ECHO_PORT), ("bulk", "tcp", BULK_PORT)];
+
+/// What belongs to the process, whoever declares the rest.
+fn write_process(text: &mut String, plan: &Plan, directory: &Path) -> std::fmt::Result {
+    writeln!(text, "[gateway]\nname = \"{GATEWAY}\"\nrun_directory = {:?}\n", directory.display().to_string())?;
     let Plan { workers, polling, flows, .. } = plan;
     writeln!(text, "[workers]\ncount = {workers}\npolling = \"{polling}\"\nflows = {flows}\n")?;
-
     let ports: &[&str] = match plan.wiring {
         Wiring::Ports => &PORTS,
         Wiring::Vlans => &[PORTS[0], PORTS[2]],
@@ -36,6 +94,13 @@ fn write_into(text: &mut String, plan: &Plan, directory: &Path) -> std::fmt::Res
     for port in ports {
         writeln!(text, "[[port]]\ninterface = \"{port}\"\nmode = \"own\"\n")?;
     }
+    Ok(())
+}
+
+fn write_into(text: &mut String, plan: &Plan, directory: &Path) -> std::fmt::Result {
+    let one_armed = plan.wiring == Wiring::OneArmed;
+    let provider = if one_armed { VPCS[0] } else { VPCS[2] };
+    write_process(text, plan, directory)?;
     for vpc in if one_armed { &VPCS[..1] } else { &VPCS[..] } {
         writeln!(text, "[[vpc]]\nid = \"{vpc}\"\n")?;
     }
@@ -53,8 +118,7 @@ fn write_into(text: &mut String, plan: &Plan, directory: &Path) -> std::fmt::Res
     let addresses = SNAT.map(|address| format!("\"{address}\"")).join(", ");
     writeln!(text, "[[snat_pool]]\nname = \"pool\"\nvpc = \"{provider}\"\naddresses = [{addresses}]\n")?;
 
-    let listeners = [("page", "tcp", PAGE_PORT), ("echo", "udp", ECHO_PORT), ("bulk", "tcp", BULK_PORT)];
-    for (name, _, port) in listeners {
+    for (name, _, port) in LISTENERS {
         writeln!(text, "[[target_group]]\nname = \"{name}\"\nvpc = \"{provider}\"\nsnat_pool = \"pool\"")?;
         for target in TARGETS {
             writeln!(text, "[[target_group.target]]\naddress = \"{target}\"\nport = {port}")?;
@@ -62,7 +126,7 @@ fn write_into(text: &mut String, plan: &Plan, directory: &Path) -> std::fmt::Res
         writeln!(text)?;
     }
     writeln!(text, "[[load_balancer]]\nname = \"balancer\"")?;
-    for (name, protocol, port) in listeners {
+    for (name, protocol, port) in LISTENERS {
         writeln!(text, "[[load_balancer.listener]]\nprotocol = \"{protocol}\"\nport = {port}")?;
         writeln!(text, "target_groups = [{{ name = \"{name}\" }}]")?;
     }

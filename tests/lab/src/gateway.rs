@@ -187,15 +187,12 @@ pub fn inspect(launcher: &Launcher, directory: &Path, what: &'static str) -> Res
 /// Starts a program with its outputs in files of a directory, and waits for the line `ready` on its standard output.
 pub fn start_and_wait(
     namespace: &Namespace,
-    mut command: Command,
+    command: Command,
     directory: &Path,
     name: &str,
 ) -> Result<Process, GatewayError> {
-    let log = log_file(directory, name);
-    let output = directory.join(format!("{name}.out"));
-    let open = |path: &Path| File::create(path).map_err(|source| GatewayError::File { path: path.to_owned(), source });
-    command.stdin(Stdio::null()).stdout(open(&output)?).stderr(open(&log)?);
-    let mut process = namespace.spawn(command)?;
+    let (log, output) = (log_file(directory, name), output_file(directory, name));
+    let mut process = spawn_logged(namespace, command, directory, name)?;
     let end = Instant::now() + START_DEADLINE;
     loop {
         if read_lossy(&output).lines().any(|line| line == "ready") {
@@ -213,11 +210,28 @@ pub fn start_and_wait(
     }
 }
 
-fn write(path: &Path, text: &str) -> Result<(), GatewayError> {
+fn output_file(directory: &Path, name: &str) -> PathBuf {
+    directory.join(format!("{name}.out"))
+}
+
+/// Starts a program whose output goes to files in a directory: `NAME.out` and `NAME.log`.
+pub(crate) fn spawn_logged(
+    namespace: &Namespace,
+    mut command: Command,
+    directory: &Path,
+    name: &str,
+) -> Result<Process, GatewayError> {
+    let open = |path: PathBuf| File::create(&path).map_err(|source| GatewayError::File { path, source });
+    command.stdin(Stdio::null());
+    command.stdout(open(output_file(directory, name))?).stderr(open(log_file(directory, name))?);
+    Ok(namespace.spawn(command)?)
+}
+
+pub(crate) fn write(path: &Path, text: &str) -> Result<(), GatewayError> {
     fs::write(path, text).map_err(|source| GatewayError::File { path: path.to_owned(), source })
 }
 
-fn read_lossy(path: &Path) -> String {
+pub(crate) fn read_lossy(path: &Path) -> String {
     fs::read(path).map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).unwrap_or_default()
 }
 

@@ -6,6 +6,7 @@
 #![forbid(unsafe_code)]
 
 pub mod client;
+pub mod control;
 pub mod declaration;
 pub mod enclosure;
 pub mod gateway;
@@ -20,6 +21,7 @@ pub mod stream;
 pub mod topology;
 
 pub use client::{Client, Reply, RequestError, Transfer, Way};
+pub use control::{Control, ControlError};
 pub use gateway::{Gateway, GatewayError};
 pub use interface::{Interface, InterfaceError, VethEnd};
 pub use namespace::{Namespace, NamespaceError};

@@ -16,6 +16,7 @@ use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 
+use crate::control::{self, Commands, Control, ControlError, Declared};
 use crate::declaration;
 use crate::gateway::{Gateway, GatewayError};
 use crate::namespace::Namespace;
@@ -35,6 +36,12 @@ pub enum TopologyError {
     /// With the gateway's process.
     #[error(transparent)]
     Gateway(#[from] GatewayError),
+    /// With the control plane.
+    #[error(transparent)]
+    Control(#[from] ControlError),
+    /// Both consumers and the provider are in one network, which can have only one owner.
+    #[error("a lab with control needs a network for each tenant; one-armed wiring has one for all of them")]
+    OneNetwork,
 }
 
 /// Does something to a network before anything runs in it.
@@ -45,6 +52,7 @@ type Preparation = Box<dyn FnOnce(&Network)>;
 pub struct Builder {
     plan: Plan,
     directory: Option<PathBuf>,
+    control: bool,
     edit: Option<Box<dyn FnOnce(String) -> String>>,
     prepare: Option<Preparation>,
 }
@@ -113,6 +121,14 @@ impl Builder {
         self
     }
 
+    /// Has the gateway told by a control plane, to which operator, provider and consumers declare the same as the file
+    /// would: endpoints are made, and wait for the provider's word. Not with [`Wiring::OneArmed`].
+    #[must_use]
+    pub const fn with_control(mut self) -> Self {
+        self.control = true;
+        self
+    }
+
     /// Does something to the network before the gateway starts on it.
     #[must_use]
     pub fn prepare(mut self, prepare: impl FnOnce(&Network) + 'static) -> Self {
@@ -130,6 +146,9 @@ impl Builder {
     /// Makes the network, starts the targets' servers and the gateway with the given `postern` binary; returns when all
     /// are ready.
     pub fn build(self, binary: &Path) -> Result<Topology, TopologyError> {
+        if self.control && self.plan.wiring == Wiring::OneArmed {
+            return Err(TopologyError::OneNetwork);
+        }
         let launcher = Launcher::new(binary);
         let directory = Directory::new(self.directory)?;
         let network = Network::build(&self.plan, Namespace::anonymous)?;
@@ -140,13 +159,23 @@ impl Builder {
         for node in &network.targets {
             targets.push(Target { servers: Some(Servers::start(node.namespace(), node.name())?), node: node.clone() });
         }
-        let configuration = declaration::configuration(&self.plan, &directory.path);
-        let configuration = match self.edit {
-            Some(edit) => edit(configuration),
-            None => configuration,
+        let edit = self.edit.unwrap_or_else(|| Box::new(|text| text));
+        let start = |configuration: &str| Gateway::start(&launcher, &network.gateway, &directory.path, configuration);
+        let (gateway, configuration, control) = if self.control {
+            let process = Control::start(&launcher, &network.gateway, &directory.path)?;
+            let commands = Commands::new(&launcher, &directory.path);
+            let id = control::admit(&commands)?;
+            let configuration = edit(declaration::with_control(&self.plan, &directory.path));
+            let gateway = start(&configuration)?;
+            control::connected(&commands, &id)?;
+            let declared = control::declare(&commands, &self.plan, id)?;
+            (gateway, configuration, Some(Controlled { process, commands, declared }))
+        } else {
+            let configuration = edit(declaration::configuration(&self.plan, &directory.path));
+            (start(&configuration)?, configuration, None)
         };
-        let gateway = Gateway::start(&launcher, &network.gateway, &directory.path, &configuration)?;
-        Ok(Topology { gateway, targets, network, configuration, plan: self.plan, _directory: directory })
+        let plan = self.plan;
+        Ok(Topology { gateway, control, targets, network, configuration, plan, _directory: directory })
     }
 }
 
@@ -178,11 +207,23 @@ impl Target {
     }
 }
 
+/// The control plane of a lab.
+#[derive(Debug)]
+pub struct Controlled {
+    /// Its process.
+    pub process: Control,
+    /// What its users type.
+    pub commands: Commands,
+    /// What they have declared.
+    pub declared: Declared,
+}
+
 /// A running lab. Dropped: everything is gone.
 #[derive(Debug)]
 pub struct Topology {
     // Fields are dropped in this order: the gateway ends before the wires go.
     gateway: Gateway,
+    control: Option<Controlled>,
     targets: Vec<Target>,
     network: Network,
     configuration: String,
@@ -241,6 +282,17 @@ impl Topology {
     /// The gateway, to reload, stop or restart it.
     pub const fn gateway_mut(&mut self) -> &mut Gateway {
         &mut self.gateway
+    }
+
+    /// The control plane, if the lab was built with one.
+    #[must_use]
+    pub const fn control(&self) -> Option<&Controlled> {
+        self.control.as_ref()
+    }
+
+    /// The control plane, to stop and restart it.
+    pub const fn control_mut(&mut self) -> Option<&mut Controlled> {
+        self.control.as_mut()
     }
 
     /// The configuration that the gateway started with.

@@ -19,6 +19,7 @@ mod noise;
 mod ports;
 mod reload;
 mod sizes;
+mod tenants;
 mod traffic;
 mod turns;
 mod wiring;

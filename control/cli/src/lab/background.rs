@@ -10,10 +10,12 @@ use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::{Pid, geteuid};
+use postern_lab::control::{self, CONSUMERS, Commands, OPERATOR, PROVIDER};
 use postern_lab::gateway::{configuration_file, log_file, start_and_wait};
 use postern_lab::network::{ENDPOINT, NODES};
 use postern_lab::{
-    GatewayError, Launcher, Namespace, NamespaceError, Network, NetworkError, Process, ProcessError, declaration,
+    ControlError, GatewayError, Launcher, Namespace, NamespaceError, Network, NetworkError, Process, ProcessError,
+    TopologyError, Wiring, declaration,
 };
 use serde::{Deserialize, Serialize};
 
@@ -21,6 +23,8 @@ use super::{Shape, usual_workers};
 
 /// In front of a host's name in the name of its namespace.
 const PREFIX: &str = "postern-";
+/// Where control is: beside the gateway.
+const CONTROL: &str = "control";
 /// How long a process may take to end by itself.
 const PATIENCE: Duration = Duration::from_secs(5);
 
@@ -35,8 +39,12 @@ pub(crate) enum BackgroundError {
     Up(PathBuf),
     #[error("the lab is not up ({0} does not exist); start it with `postern lab up`")]
     Down(PathBuf),
-    #[error("{0} is not a host of the lab; there are {hosts}", hosts = NODES.join(", "))]
+    #[error("{0} is not a host of the lab; there are {hosts}, and {CONTROL}", hosts = NODES.join(", "))]
     NoSuchNode(String),
+    #[error("{0} is no principal of the lab; there are {list}", list = principals().join(", "))]
+    NoSuchPrincipal(String),
+    #[error("the lab is up without control; take it down, and bring it up with `postern lab up --control`")]
+    NoControl,
     #[error("cannot use {path}: {source}")]
     File { path: PathBuf, source: io::Error },
     #[error("{path} is not a lab's state: {source}; remove the directory after looking at it")]
@@ -53,6 +61,10 @@ pub(crate) enum BackgroundError {
     Process(#[from] ProcessError),
     #[error(transparent)]
     Gateway(#[from] GatewayError),
+    #[error(transparent)]
+    Control(#[from] ControlError),
+    #[error(transparent)]
+    Topology(#[from] TopologyError),
 }
 
 /// What `lab up` started, so that `lab down` ends exactly that.
@@ -138,7 +150,8 @@ fn save(directory: &Path, state: &State) -> Result<(), BackgroundError> {
     fs::write(&path, text).map_err(file_error(&path))
 }
 
-pub(super) fn up(shape: &Shape) -> Result<(), BackgroundError> {
+/// Brings it up; with control, if asked for.
+pub(super) fn up(shape: &Shape, with_control: bool) -> Result<(), BackgroundError> {
     if !geteuid().is_root() {
         return Err(BackgroundError::NotRoot);
     }
@@ -148,7 +161,7 @@ pub(super) fn up(shape: &Shape) -> Result<(), BackgroundError> {
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => return Err(BackgroundError::Up(directory)),
         Err(error) => return Err(file_error(&directory)(error)),
     }
-    if let Err(error) = start(shape, &directory) {
+    if let Err(error) = start(shape, with_control, &directory) {
         if let Err(second) = down() {
             eprintln!("postern lab: and what was started could not be taken down: {second}");
         }
@@ -161,13 +174,21 @@ pub(super) fn up(shape: &Shape) -> Result<(), BackgroundError> {
     println!("  postern lab exec client-a -- curl http://{ENDPOINT}/");
     println!("  postern lab exec client-b -- ping -c 1 {ENDPOINT}");
     println!("  postern counters --socket {}", directory.join("control.sock").display());
+    if with_control {
+        println!("Control runs beside the gateway; the principals are {}:", principals().join(", "));
+        println!("  postern lab exec control -- postern endpoint list");
+        println!("  postern lab exec control --as provider -- postern service list");
+    }
     println!("  postern lab down");
     Ok(())
 }
 
-fn start(shape: &Shape, directory: &Path) -> Result<(), BackgroundError> {
+fn start(shape: &Shape, with_control: bool, directory: &Path) -> Result<(), BackgroundError> {
     let launcher = Launcher::current()?;
     let plan = shape.plan(usual_workers());
+    if with_control && plan.wiring == Wiring::OneArmed {
+        return Err(TopologyError::OneNetwork.into());
+    }
     let network = Network::build(&plan, |name| Namespace::named(&format!("{PREFIX}{name}")))?;
     let mut state = State { workers: plan.workers, processes: Vec::new() };
     for (node, name) in network.targets.iter().zip(&NODES[2..]) {
@@ -177,13 +198,35 @@ fn start(shape: &Shape, directory: &Path) -> Result<(), BackgroundError> {
         state.processes.push(Started::new(name, server));
         save(directory, &state)?;
     }
+    let commands = Commands::new(&launcher, directory);
+    let mut admitted = None;
+    if with_control {
+        let file = directory.join("control.toml");
+        fs::write(&file, declaration::control_settings(directory)).map_err(file_error(&file))?;
+        let command = launcher.background_command(launcher.binary());
+        let process = control::start_and_wait(command, &network.gateway, directory)?;
+        state.processes.push(Started::new("control", process));
+        save(directory, &state)?;
+        admitted = Some(control::admit(&commands)?);
+    }
     let file = configuration_file(directory);
-    fs::write(&file, declaration::configuration(&plan, directory)).map_err(file_error(&file))?;
+    let configuration = if with_control {
+        declaration::with_control(&plan, directory)
+    } else {
+        declaration::configuration(&plan, directory)
+    };
+    fs::write(&file, configuration).map_err(file_error(&file))?;
     let mut command = launcher.background_command(launcher.binary());
     command.args(["dataplane", "--config"]).arg(&file);
     let gateway = start_and_wait(&network.gateway, command, directory, "gateway")?;
     state.processes.push(Started::new("gateway", gateway));
-    save(directory, &state)
+    save(directory, &state)?;
+    if let Some(gateway) = admitted {
+        control::connected(&commands, &gateway)?;
+        let declared = control::declare(&commands, &plan, gateway)?;
+        control::accept(&commands, &declared)?;
+    }
+    Ok(())
 }
 
 pub(super) fn down() -> Result<(), BackgroundError> {
@@ -256,20 +299,40 @@ fn rows(state: &State, directory: &Path) -> Vec<[String; 4]> {
     state.processes.iter().map(row).collect()
 }
 
-/// Becomes the command; returns only if that fails.
-pub(super) fn exec(node: &str, command: &[OsString]) -> BackgroundError {
-    if !NODES.contains(&node) {
+/// Who asks control.
+fn principals() -> [&'static str; 4] {
+    [OPERATOR, PROVIDER, CONSUMERS[0], CONSUMERS[1]]
+}
+
+/// Becomes the command; returns only if that fails. Where control is, `postern` asks it as a principal.
+pub(super) fn exec(node: &str, principal: Option<&str>, command: &[OsString]) -> BackgroundError {
+    let is_control = node == CONTROL;
+    if !NODES.contains(&node) && !is_control {
         return BackgroundError::NoSuchNode(node.to_owned());
+    }
+    let principal = principal.unwrap_or(OPERATOR);
+    if !principals().contains(&principal) {
+        return BackgroundError::NoSuchPrincipal(principal.to_owned());
     }
     let directory = directory();
     if !directory.exists() {
         return BackgroundError::Down(directory);
     }
-    let entered = Namespace::open(&format!("{PREFIX}{node}")).and_then(|namespace| namespace.enter());
+    let mut program = Command::new(&command[0]);
+    program.args(&command[1..]);
+    if is_control {
+        if !control::socket(&directory).exists() {
+            return BackgroundError::NoControl;
+        }
+        program.env("POSTERN_API", control::api(&directory));
+        program.env("POSTERN_TOKEN_FILE", control::token_file(&directory, principal)).env_remove("POSTERN_TOKEN");
+    }
+    let namespace = if is_control { "gateway" } else { node };
+    let entered = Namespace::open(&format!("{PREFIX}{namespace}")).and_then(|namespace| namespace.enter());
     if let Err(error) = entered {
         return error.into();
     }
-    let source = Command::new(&command[0]).args(&command[1..]).exec();
+    let source = program.exec();
     let program = command[0].to_string_lossy().into_owned();
     BackgroundError::Exec { program, node: node.to_owned(), source }
 }

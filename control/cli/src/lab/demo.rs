@@ -8,10 +8,13 @@ use clap::Args;
 use nix::sys::signal::{SigSet, Signal};
 use postern_dataplane::inspection::CountersReport;
 use postern_lab::enclosure::{self, Privilege};
-use postern_lab::{Gateway, Launcher, NamespaceError, Node, Offloads, ProcessError, Topology, TopologyError, Way};
+use postern_lab::{
+    Gateway, Launcher, NamespaceError, Node, Offloads, ProcessError, Topology, TopologyError, Way, Wiring,
+};
 use serde::Serialize;
 
 use super::requests::{self, Bulk, Series};
+use super::tenants::{self, Tenants, TenantsError};
 use super::{Shape, report, usual_workers};
 
 #[derive(Args)]
@@ -24,6 +27,10 @@ pub(super) struct Arguments {
     /// Mebibytes that each consumer moves each way; 0: none
     #[arg(long, default_value = "256", value_parser = clap::value_parser!(u64).range(0..=65_536))]
     bulk: u64,
+    /// Declare everything in the gateway's file, without control; so it is with one-armed wiring, whose one network
+    /// cannot belong to several tenants
+    #[arg(long)]
+    file: bool,
     /// Print JSON
     #[arg(long)]
     json: bool,
@@ -43,6 +50,8 @@ pub(super) struct Report {
     pub(super) mtu: u32,
     pub(super) series: Vec<Series>,
     pub(super) bulk: Vec<Bulk>,
+    /// What was seen of the control plane; none without one.
+    pub(super) control: Option<Tenants>,
     /// Wrong checksums that the stacks of clients and targets saw.
     pub(super) checksum_errors: i64,
     /// TCP segments that clients and targets sent again.
@@ -65,6 +74,8 @@ enum DemoError {
     Topology(#[from] TopologyError),
     #[error(transparent)]
     Namespace(#[from] NamespaceError),
+    #[error(transparent)]
+    Tenants(#[from] TenantsError),
 }
 
 pub(super) fn run(arguments: &Arguments) -> ExitCode {
@@ -102,7 +113,16 @@ fn demonstrate(arguments: &Arguments) -> Result<Report, DemoError> {
         "Building two consumer VPCs with the same addresses, a provider with three targets, and a gateway between them …",
     );
     let plan = arguments.shape.plan(default_workers);
-    let mut lab = Topology::builder().plan(plan).directory(&directory).build(launcher.binary())?;
+    let mut builder = Topology::builder().plan(plan.clone()).directory(&directory);
+    if !arguments.file && plan.wiring != Wiring::OneArmed {
+        builder = builder.with_control();
+    }
+    let mut lab = builder.build(launcher.binary())?;
+    let mut tenants = None;
+    if let Some(control) = lab.control() {
+        say("Both consumers have asked for an endpoint; the provider accepts them …");
+        tenants::accept(control, tenants.insert(Tenants::default()))?;
+    }
     say("Asking the endpoint from both VPCs at once, over TCP and UDP …");
     let mut report = Report {
         passed: false,
@@ -113,6 +133,7 @@ fn demonstrate(arguments: &Arguments) -> Result<Report, DemoError> {
         mtu: lab.plan().consumer_mtu,
         series: ask(lab.clients(), arguments.requests)?,
         bulk: Vec::new(),
+        control: tenants,
         checksum_errors: 0,
         retransmits: 0,
         counters: None,
@@ -123,6 +144,10 @@ fn demonstrate(arguments: &Arguments) -> Result<Report, DemoError> {
         say("Moving bytes both ways …");
         move_bytes(lab.clients(), arguments.bulk << 20, &mut report)?;
     }
+    judge_counters(&mut report, lab.gateway());
+    if report.problems.is_empty() && report.control.is_some() {
+        show_control(&mut lab, arguments.requests, &mut report, say)?;
+    }
     for node in lab.clients().iter().chain(lab.targets().iter().map(postern_lab::Target::node)) {
         let statistics = node.namespace().statistics()?;
         report.checksum_errors += statistics.checksum_errors();
@@ -131,7 +156,6 @@ fn demonstrate(arguments: &Arguments) -> Result<Report, DemoError> {
     if report.checksum_errors > 0 {
         report.problems.push(format!("{} frames arrived with a wrong checksum", report.checksum_errors));
     }
-    judge_counters(&mut report, lab.gateway());
     match lab.gateway_mut().stop() {
         Ok(status) if status.success() => {}
         Ok(status) => {
@@ -141,8 +165,10 @@ fn demonstrate(arguments: &Arguments) -> Result<Report, DemoError> {
         Err(error) => report.problems.push(error.to_string()),
     }
     if !report.problems.is_empty() {
-        let log = lab.gateway().log();
-        eprint!("{}", report::log(&log));
+        eprint!("{}", report::log("gateway", &lab.gateway().log()));
+        if let Some(control) = lab.control() {
+            eprint!("{}", report::log("control", &control.process.log()));
+        }
     }
     drop(lab);
     report.passed = report.problems.is_empty();
@@ -196,32 +222,74 @@ fn move_bytes(clients: &[Node; 2], bytes: u64, report: &mut Report) -> Result<()
     Ok(())
 }
 
+/// A target dies, a consumer is rejected, and the traffic is accounted for.
+fn show_control(lab: &mut Topology, requests: u16, report: &mut Report, say: impl Fn(&str)) -> Result<(), DemoError> {
+    let mut tenants = report.control.take().unwrap_or_default();
+    let mut steps = || -> Result<(), TenantsError> {
+        say("Killing a target, and waiting until probes have found out …");
+        tenants::lose_a_target(lab, requests, &mut tenants)?;
+        say("Rejecting a consumer while both talk …");
+        tenants::reject(lab, &mut tenants)?;
+        say("Comparing what usage shows with what was moved …");
+        let counters = || quiet_counters(lab.gateway());
+        let payload = lab.clients().each_ref().map(|client| payload(client.name(), report));
+        match lab.control() {
+            Some(control) => tenants::account(control, payload, counters, &mut tenants),
+            None => Ok(()),
+        }
+    };
+    let outcome = steps();
+    report.control = Some(tenants);
+    match outcome {
+        Ok(()) => {}
+        Err(TenantsError::Wrong(problem)) => report.problems.push(problem),
+        Err(error) => return Err(error.into()),
+    }
+    report.counters = Some(match quiet_counters(lab.gateway()) {
+        Ok(counters) => counters,
+        Err(problem) => {
+            report.problems.push(problem);
+            return Ok(());
+        }
+    });
+    Ok(())
+}
+
+/// Bytes of payload that a consumer moved.
+fn payload(consumer: &str, report: &Report) -> u64 {
+    let series = report.series.iter().filter(|series| series.consumer == consumer).map(|series| series.payload);
+    let bulk = report.bulk.iter().filter(|bulk| bulk.consumer == consumer).map(|bulk| bulk.bytes);
+    series.chain(bulk).sum()
+}
+
 /// Every frame is accounted for, and none of the endpoints' was dropped.
 fn judge_counters(report: &mut Report, gateway: &Gateway) {
+    let counters = match quiet_counters(gateway) {
+        Ok(counters) => counters,
+        Err(problem) => return report.problems.push(problem),
+    };
+    for endpoint in counters.endpoints.iter().filter(|endpoint| endpoint.traffic.drops > 0) {
+        let (id, drops) = (&endpoint.id, endpoint.traffic.drops);
+        report.problems.push(format!("the gateway dropped {drops} frames of {id}"));
+    }
+    report.counters = Some(counters);
+}
+
+/// The gateway's counters when all is quiet, or what is wrong with them.
+fn quiet_counters(gateway: &Gateway) -> Result<CountersReport, String> {
     /// Bursts end, and held frames leave, within moments.
     const QUIET: Duration = Duration::from_secs(2);
     let deadline = Instant::now() + QUIET;
     loop {
-        let counters = gateway.counters().map_err(|error| error.to_string());
-        let counters: CountersReport =
-            match counters.and_then(|json| serde_json::from_value(json).map_err(|error| error.to_string())) {
-                Ok(counters) => counters,
-                Err(problem) => return report.problems.push(problem),
-            };
-        let imbalance = counters.total.imbalance;
-        if imbalance != 0 && Instant::now() < deadline {
-            thread::sleep(Duration::from_millis(10));
-            continue;
+        let counters = gateway.counters().map_err(|error| error.to_string())?;
+        let counters: CountersReport = serde_json::from_value(counters).map_err(|error| error.to_string())?;
+        match counters.total.imbalance {
+            0 => return Ok(counters),
+            _ if Instant::now() < deadline => thread::sleep(Duration::from_millis(10)),
+            imbalance => {
+                return Err(format!("the gateway's counters differ by {imbalance} frames from what it received"));
+            }
         }
-        if imbalance != 0 {
-            report.problems.push(format!("the gateway's counters differ by {imbalance} frames from what it received"));
-        }
-        for endpoint in counters.endpoints.iter().filter(|endpoint| endpoint.traffic.drops > 0) {
-            let (id, drops) = (&endpoint.id, endpoint.traffic.drops);
-            report.problems.push(format!("the gateway dropped {drops} frames of {id}"));
-        }
-        report.counters = Some(counters);
-        return;
     }
 }
 

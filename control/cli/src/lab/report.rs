@@ -11,6 +11,7 @@ use postern_dataplane::inspection::report::WorkerReport;
 use postern_lab::Way;
 
 use super::demo::Report;
+use super::tenants::Tenants;
 
 /// The demonstration's tables and verdict.
 pub(super) fn demo(report: &Report) -> String {
@@ -25,6 +26,14 @@ pub(super) fn demo(report: &Report) -> String {
     if !report.bulk.is_empty() {
         line(&mut text, "\nBulk transfers, every byte checked");
         line(&mut text, &bulk(report).to_string());
+    }
+    if let Some(tenants) = &report.control {
+        line(&mut text, "\nTenants");
+        line(&mut text, &self::tenants(tenants).to_string());
+        if !tenants.usage.is_empty() {
+            line(&mut text, "\nUsage");
+            line(&mut text, &usage(tenants).to_string());
+        }
     }
     let Report { checksum_errors, retransmits, .. } = report;
     line(&mut text, "\nAt the hosts");
@@ -46,15 +55,15 @@ pub(super) fn demo(report: &Report) -> String {
     text
 }
 
-/// The end of the gateway's log, for those who look for the reason.
-pub(super) fn log(log: &str) -> String {
+/// The end of a process's log, for those who look for the reason.
+pub(super) fn log(whose: &str, log: &str) -> String {
     const SHOWN: usize = 30;
     let lines: Vec<&str> = log.lines().collect();
     if lines.is_empty() {
         return String::new();
     }
     let last = &lines[lines.len().saturating_sub(SHOWN)..];
-    format!("\nThe gateway's last words:\n{}\n", last.join("\n"))
+    format!("\nThe {whose}'s last words:\n{}\n", last.join("\n"))
 }
 
 /// Processes of a lab in the background: name, process id, condition, log.
@@ -96,6 +105,40 @@ fn bulk(report: &Report) -> Table {
             format!("{:.2}", bulk.gigabits_per_second),
         ];
         table.add_row([bulk.consumer.clone(), way.to_owned()].into_iter().chain(numbers));
+    }
+    table
+}
+
+/// What happened between operator, provider and consumers, in the order of time.
+fn tenants(tenants: &Tenants) -> Table {
+    let mut table = table(&["what happened", "what was seen"], &[]);
+    let mut row = |what: &str, seen: String| {
+        table.add_row([what.to_owned(), seen]);
+    };
+    row("two consumers ask for an endpoint", tenants.before.join(", "));
+    let accepted = tenants.accepted_milliseconds;
+    row("the provider accepts both", format!("the gateway forwards for both {accepted:.0} ms later"));
+    if tenants.target_left_seconds > 0.0 {
+        let left = tenants.target_left_seconds;
+        row("a target dies", format!("{left:.1} s later no new flow goes to it"));
+        let answered: usize = tenants.without_target.iter().map(|series| series.answered).sum();
+        let asked: usize = tenants.without_target.iter().map(|series| series.asked).sum();
+        row("both go on asking", format!("{answered} of {asked} requests answered by the other targets"));
+    }
+    if tenants.others_answered > 0 {
+        row("the provider rejects a consumer", format!("its live flow ends {:.0} ms later", tenants.cut_milliseconds));
+        let Tenants { others_answered, others_lost, .. } = tenants;
+        row("the other's flow goes on", format!("{others_answered} datagrams answered, {others_lost} lost"));
+    }
+    table
+}
+
+fn usage(tenants: &Tenants) -> Table {
+    let heads = ["consumer", "endpoint", "bytes in usage", "bytes at the gateway", "payload at the client"];
+    let mut table = table(&heads, &[2, 3, 4]);
+    for usage in &tenants.usage {
+        let numbers = [usage.bytes, usage.gateway_bytes, usage.payload_bytes].map(|bytes| bytes.to_string());
+        table.add_row([usage.consumer.clone(), usage.endpoint.clone()].into_iter().chain(numbers));
     }
     table
 }

@@ -1,8 +1,12 @@
 //! Series of requests from one consumer, and what came of them.
 
 use std::collections::BTreeMap;
-use std::net::{IpAddr, Ipv4Addr};
-use std::time::Duration;
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, UdpSocket};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
 
 use postern_lab::network::{self, SNAT};
 use postern_lab::{Client, NamespaceError, Node, Reply, RequestError, Transfer, Way};
@@ -24,6 +28,9 @@ pub(super) struct Series {
     pub(super) asked: usize,
     /// Answers that were right to the last byte.
     pub(super) answered: usize,
+    /// Bytes of payload that were sent and answered over UDP; TCP's are few, and are not counted.
+    #[serde(skip)]
+    pub(super) payload: u64,
     /// How many of them each target gave.
     pub(super) by_target: BTreeMap<String, usize>,
     /// Half of the answers came within so many microseconds (with TCP: connection, request, answer, end).
@@ -75,12 +82,127 @@ pub(super) fn bulk(node: &Node, way: Way, seed: u64, bytes: u64) -> Result<Resul
     }))
 }
 
+/// A UDP flow that goes on until it is stopped: a numbered datagram, its answer, the next.
+pub(super) struct Conversation {
+    shared: Arc<Shared>,
+    thread: Option<JoinHandle<()>>,
+}
+
+#[derive(Default)]
+struct Shared {
+    stop: AtomicBool,
+    answered: AtomicU64,
+    lost: AtomicU64,
+    /// Lost since the last answer.
+    silence: AtomicU64,
+    last_answer: Mutex<Option<Instant>>,
+}
+
+impl Conversation {
+    /// A datagram without an answer for so long is lost.
+    const PATIENCE: Duration = Duration::from_millis(250);
+    /// Between an answer and the next datagram.
+    const PAUSE: Duration = Duration::from_millis(1);
+    /// So many in a row without an answer: nobody answers any more.
+    const SILENCE: u64 = 4;
+
+    /// Begins it from a client.
+    pub(super) fn start(node: &Node) -> Self {
+        let shared = Arc::new(Shared::default());
+        let (node, talking) = (node.clone(), shared.clone());
+        let thread = thread::spawn(move || {
+            // A client that cannot even send never gets an answer, and that is noticed.
+            drop(node.run(|| converse(&talking)));
+        });
+        Self { shared, thread: Some(thread) }
+    }
+
+    /// Waits until more answers come; false if none do in time.
+    pub(super) fn goes_on(&self, within: Duration) -> bool {
+        let before = self.shared.answered.load(Ordering::Relaxed);
+        wait(within, || self.shared.answered.load(Ordering::Relaxed) > before + 3)
+    }
+
+    /// Waits until no answers come any more; false if they still do in time.
+    pub(super) fn falls_silent(&self, within: Duration) -> bool {
+        wait(within, || self.shared.silence.load(Ordering::Relaxed) >= Self::SILENCE)
+    }
+
+    /// When the last answer came.
+    pub(super) fn silent_since(&self) -> Option<Instant> {
+        *self.shared.last_answer.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Ends it; returns how many datagrams were answered and how many were not.
+    pub(super) fn stop(mut self) -> (u64, u64) {
+        self.end();
+        (self.shared.answered.load(Ordering::Relaxed), self.shared.lost.load(Ordering::Relaxed))
+    }
+
+    fn end(&mut self) {
+        self.shared.stop.store(true, Ordering::Relaxed);
+        if let Some(thread) = self.thread.take() {
+            drop(thread.join());
+        }
+    }
+}
+
+impl Drop for Conversation {
+    fn drop(&mut self) {
+        self.end();
+    }
+}
+
+fn wait(within: Duration, condition: impl Fn() -> bool) -> bool {
+    let end = Instant::now() + within;
+    while !condition() {
+        if Instant::now() > end {
+            return false;
+        }
+        thread::sleep(Duration::from_millis(1));
+    }
+    true
+}
+
+fn converse(shared: &Shared) -> io::Result<()> {
+    let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?;
+    socket.connect(network::echo())?;
+    socket.set_read_timeout(Some(Conversation::PATIENCE))?;
+    let mut answer = [0; 2048];
+    for number in 0_u64.. {
+        if shared.stop.load(Ordering::Relaxed) {
+            break;
+        }
+        let question = number.to_be_bytes();
+        // What comes back is who answers, and the question; an answer that comes late is not that to this question.
+        let came = socket.send(&question).is_ok()
+            && loop {
+                match socket.recv(&mut answer) {
+                    Ok(length) if answer[..length].ends_with(&question) => break true,
+                    Ok(_) => {}
+                    Err(_) => break false,
+                }
+            };
+        if came {
+            *shared.last_answer.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
+            shared.answered.fetch_add(1, Ordering::Relaxed);
+            shared.silence.store(0, Ordering::Relaxed);
+        } else {
+            shared.lost.fetch_add(1, Ordering::Relaxed);
+            shared.silence.fetch_add(1, Ordering::Relaxed);
+        }
+        thread::sleep(Conversation::PAUSE);
+    }
+    Ok(())
+}
+
 fn series(node: &Node, protocol: &'static str, count: u16, ask: impl Fn(u16) -> Result<Reply, RequestError>) -> Series {
     let mut series = Series {
         consumer: node.name().to_owned(),
         protocol,
         asked: 0,
         answered: 0,
+        payload: 0,
         by_target: BTreeMap::new(),
         median_microseconds: 0.0,
         p99_microseconds: 0.0,
@@ -91,6 +213,9 @@ fn series(node: &Node, protocol: &'static str, count: u16, ask: impl Fn(u16) -> 
         series.asked += 1;
         match ask(at) {
             Ok(reply) => {
+                if protocol == "udp" {
+                    series.payload += 2 * DATAGRAMS[usize::from(at) % DATAGRAMS.len()] as u64;
+                }
                 series.problems.extend(wrong(node.address(), &reply));
                 *series.by_target.entry(reply.answer.target).or_default() += 1;
                 series.answered += 1;
