@@ -229,6 +229,8 @@ pub struct Declared {
     pub service: String,
     /// Ids of the consumers' endpoints.
     pub endpoints: [String; 2],
+    /// Whether the gateway probes the targets.
+    pub probed: bool,
 }
 
 /// The operator's first steps: a principal and a token for each who calls, the gateway among them. To be done before the
@@ -265,7 +267,10 @@ pub fn declare(commands: &Commands, plan: &Plan, gateway: String) -> Result<Decl
         commands.run(OPERATOR, &attachment)?;
     }
     let file = commands.directory.join("provider.toml");
-    write(&file, &declaration::provider(PROBE_INTERVAL))?;
+    let shown = commands.run(OPERATOR, &["gateway", "show", &gateway])?;
+    let capabilities = shown["status"]["capabilities"].as_array().into_iter().flatten();
+    let probed = capabilities.into_iter().any(|capability| capability == "health-checks");
+    write(&file, &declaration::provider(probed.then_some(PROBE_INTERVAL)))?;
     commands.run(PROVIDER, &["apply", "-f", &file.display().to_string()])?;
     let service = commands.id(PROVIDER, &["service", "show", "service"])?;
     let address = ENDPOINT.to_string();
@@ -275,7 +280,7 @@ pub fn declare(commands: &Commands, plan: &Plan, gateway: String) -> Result<Decl
         commands.id(CONSUMERS[consumer], &arguments)
     };
     let endpoints = [ask(0)?, ask(1)?];
-    Ok(Declared { gateway, service, endpoints })
+    Ok(Declared { gateway, service, endpoints, probed })
 }
 
 /// The provider's word: both endpoints are accepted. Returns when the gateway forwards for both.

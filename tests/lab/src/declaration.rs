@@ -47,9 +47,9 @@ pub fn control_settings(directory: &Path) -> String {
     )
 }
 
-/// Writes what the provider applies: pool, target groups with health checks, load balancer and service.
+/// Writes what the provider applies: pool, target groups with health checks if they are to be probed, load balancer and service.
 #[must_use]
-pub fn provider(probe_interval_seconds: u64) -> String {
+pub fn provider(probe_interval_seconds: Option<u64>) -> String {
     let mut text = String::new();
     let write = |text: &mut String| {
         let provider = VPCS[2];
@@ -57,8 +57,10 @@ pub fn provider(probe_interval_seconds: u64) -> String {
         writeln!(text, "[[snat_pool]]\nname = \"pool\"\nvpc = \"{provider}\"\naddresses = [{addresses}]\n")?;
         for (name, _, port) in LISTENERS {
             writeln!(text, "[[target_group]]\nname = \"{name}\"\nvpc = \"{provider}\"\nsnat_pool = \"pool\"")?;
-            writeln!(text, "[target_group.health_check]\nprotocol = \"tcp\"\nport = {PAGE_PORT}")?;
-            writeln!(text, "interval_seconds = {probe_interval_seconds}\ntimeout_seconds = 2")?;
+            if let Some(seconds) = probe_interval_seconds {
+                writeln!(text, "[target_group.health_check]\nprotocol = \"tcp\"\nport = {PAGE_PORT}")?;
+                writeln!(text, "interval_seconds = {seconds}\ntimeout_seconds = 2")?;
+            }
             for target in TARGETS {
                 writeln!(text, "[[target_group.targets]]\naddress = \"{target}\"\nport = {port}")?;
             }
