@@ -231,7 +231,7 @@ impl Forwarder<'_> {
             })
             .and_then(|listener| self.snapshot.listeners.get(listener.at())?.mss);
         let mtu = endpoint.map_or(u16::MAX, |endpoint| endpoint.mtu);
-        self.clamp_to(frame, parsed, record, mtu, configured);
+        self.clamp_to(frame, parsed, [record.forward_hop, record.reverse_hop], mtu, configured);
     }
 
     /// The same where the endpoint's MTU and the listener's bound are known already.
@@ -240,11 +240,11 @@ impl Forwarder<'_> {
         &self,
         frame: &mut Frame<'_>,
         parsed: &Parsed,
-        record: &FlowRecord,
+        [forward_hop, reverse_hop]: [u32; 2],
         endpoint_mtu: u16,
         configured: Option<u16>,
     ) {
-        let mtu = endpoint_mtu.min(self.hops.at(record.forward_hop).mtu).min(self.hops.at(record.reverse_hop).mtu);
+        let mtu = endpoint_mtu.min(self.hops.at(forward_hop).mtu).min(self.hops.at(reverse_hop).mtu);
         let most = mtu.saturating_sub(MSS_HEADERS);
         mss::clamp(frame, parsed, configured.map_or(most, |mss| mss.min(most)));
     }

@@ -65,7 +65,7 @@ impl Forwarder<'_> {
         true
     }
 
-    /// Sends a flow's first packet on its way.
+    /// Sends a flow's first packet, whose time to live is above one, on its way.
     #[inline]
     pub(crate) fn forward_first(
         &mut self,
@@ -82,7 +82,7 @@ impl Forwarder<'_> {
             let record = self.table.record_mut(index);
             let hop = self.hops.at(record.forward_hop);
             let length = plain_length(head);
-            if length <= endpoint_mtu && length <= hop.plain_mtu && plain_ttl(head) > 1 {
+            if length <= endpoint_mtu && length <= hop.plain_mtu {
                 let tcp = slot.parsed.kind == PacketKind::Tcp;
                 send_plain(head, length, tcp, offload, record, false, hop, &self.counters);
                 frame.truncate(usize::from(length) + 14);

@@ -6,10 +6,10 @@ use std::net::Ipv4Addr;
 use postern_flows::{FlowRecord, InsertError, State};
 use postern_measurement::Now;
 use postern_tables::health::PROBE_PORTS;
-use postern_tables::snapshot::{EndpointIndex, LocalAddress, ReturnPath, VpcIndex};
+use postern_tables::snapshot::{EndpointIndex, LocalAddress, ReturnPath};
 use postern_translation::RewritePlan;
 use postern_translation::ports::{Lease, Need, Refusal};
-use postern_wire::tcp::{ACK, FIN, RST, SYN};
+use postern_wire::tcp::{ACK, FIN, RST, SEQUENCE, SYN};
 use postern_wire::{FlowKey, Frame, MacAddress, PacketKind, Parsed};
 
 use crate::forwarder::{Forwarder, Slot};
@@ -296,14 +296,14 @@ impl Forwarder<'_> {
         outbox: &mut Outbox,
         now: Now,
     ) -> Result<(u32, u16), DropReason> {
-        let way = self.ways.at(place).ok_or(DropReason::NoTarget)?;
-        let (vpc, mtu, mss) = (way.vpc, way.mtu, way.mss);
         let forward = slot.parsed.key;
+        let reverse_hop = self.return_hop(frame, forward)?;
+        let way = self.ways.at(place).ok_or(DropReason::NoTarget)?;
+        let (mtu, mss, endpoint, target) = (way.mtu, way.mss, way.record.endpoint, way.record.target);
         let forward_hop = self
             .hops
             .neighbour(&self.snapshot, &self.ports, way.attachment, way.neighbour)
             .ok_or(DropReason::NextHopsFull)?;
-        let reverse_hop = self.return_hop(frame, forward, vpc)?;
         let lent_to = match note {
             Some(HandoffNote::Borrow { origin, .. }) if origin != self.worker => Some(origin),
             _ => None,
@@ -315,8 +315,7 @@ impl Forwarder<'_> {
         }
         let tcp = slot.parsed.kind == PacketKind::Tcp;
         let state = if tcp { State::SynSent } else { State::Udp };
-        let model = &self.ways.at(place).ok_or(DropReason::NoTarget)?.record;
-        let inserted = self.table.insert_with(slot.hash, now.seconds(), model, |record| {
+        let inserted = self.table.insert_with(slot.hash, now.seconds(), &way.record, |record| {
             record.forward = forward;
             record.reverse = record.reverse.to(snat, lease.port);
             let plan = RewritePlan::between(forward, record.reverse.reversed());
@@ -338,10 +337,10 @@ impl Forwarder<'_> {
         self.hops.hold(forward_hop);
         self.hops.hold(reverse_hop);
         if tcp {
-            self.enter_half_open(index);
-            self.clamp_to(frame, &slot.parsed, self.table.record(index), mtu, mss);
+            self.enter_half_open(index, lease.lane);
+            self.clamp_to(frame, &slot.parsed, [forward_hop, reverse_hop], mtu, mss);
         }
-        self.count_new(index);
+        self.count_new(endpoint, target);
         if lent_to.is_some() {
             self.counters.flows_lent.add(1);
         }
@@ -349,15 +348,15 @@ impl Forwarder<'_> {
     }
 
     #[inline]
-    fn count_new(&self, index: u32) {
-        let (record, counters) = (self.table.record(index), &*self.counters);
+    fn count_new(&self, endpoint: u32, target: u32) {
+        let counters = &*self.counters;
         counters.flows.add(1);
         counters.flows_new.add(1);
-        if let Some(counters) = counters.endpoints.get(record.endpoint as usize) {
+        if let Some(counters) = counters.endpoints.get(endpoint as usize) {
             counters.flows.add(1);
             counters.flows_new.add(1);
         }
-        if let Some(counters) = counters.targets.get(record.target as usize) {
+        if let Some(counters) = counters.targets.get(target as usize) {
             counters.flows.add(1);
             counters.flows_new.add(1);
         }
@@ -365,11 +364,11 @@ impl Forwarder<'_> {
 
     /// The hop for replies: by route, or to where the request came from.
     #[inline]
-    fn return_hop(&mut self, frame: &Frame<'_>, forward: FlowKey, vpc: VpcIndex) -> Result<u32, DropReason> {
+    fn return_hop(&mut self, frame: &Frame<'_>, forward: FlowKey) -> Result<u32, DropReason> {
         let attachment = forward.attachment();
-        let return_path =
-            self.snapshot.attachments.get(usize::from(attachment.0)).ok_or(DropReason::NoRoute)?.return_path;
-        let hop = match return_path {
+        let at = self.snapshot.attachments.get(usize::from(attachment.0)).ok_or(DropReason::NoRoute)?;
+        let vpc = at.vpc;
+        let hop = match at.return_path {
             ReturnPath::LastHop => {
                 let Some(addresses) = frame.bytes().first_chunk::<12>() else { return Err(DropReason::Truncated) };
                 let [_, _, _, _, _, _, a, b, c, d, e, f] = *addresses;
@@ -425,9 +424,7 @@ const fn is_bad_source(key: FlowKey) -> bool {
 }
 
 fn sequence_number(frame: &Frame<'_>, parsed: &Parsed) -> u32 {
-    frame
-        .bytes()
-        .get(usize::from(parsed.l4) + 4..)
-        .and_then(<[u8]>::first_chunk::<4>)
-        .map_or(0, |bytes| u32::from_be_bytes(*bytes))
+    let at = usize::from(parsed.l4) + SEQUENCE;
+    let bytes = frame.bytes().get(at..at + 4).and_then(<[u8]>::first_chunk::<4>);
+    bytes.map_or(0, |bytes| u32::from_be_bytes(*bytes))
 }

@@ -50,8 +50,7 @@ impl Forwarder<'_> {
 
     /// Puts a flow at the young end of its lane's half-open list.
     #[inline(always)]
-    pub(crate) fn enter_half_open(&mut self, index: u32) {
-        let lane = self.table.record(index).lane;
+    pub(crate) fn enter_half_open(&mut self, index: u32, lane: u32) {
         let list = self.snat.half_open(lane);
         let last = list.last;
         list.last = index;

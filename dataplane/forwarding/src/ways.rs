@@ -5,7 +5,7 @@ use std::net::{Ipv4Addr, SocketAddrV4};
 
 use postern_flows::FlowRecord;
 use postern_tables::Snapshot;
-use postern_tables::snapshot::{EndpointIndex, ListenerIndex, PoolIndex, TargetIndex, VpcIndex};
+use postern_tables::snapshot::{EndpointIndex, ListenerIndex, PoolIndex, TargetIndex};
 use postern_translation::ports::LaneKey;
 use postern_wire::{AttachmentIndex, FlowKey};
 
@@ -24,6 +24,13 @@ pub(crate) struct WayKey {
     pub(crate) pool: PoolIndex,
 }
 
+impl WayKey {
+    #[inline(always)]
+    const fn place(&self) -> usize {
+        (self.target.0 ^ self.endpoint.0.rotate_left(5) ^ self.listener.0.rotate_left(3)) as usize % WAYS
+    }
+}
+
 /// From an endpoint through a listener to a target.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Way {
@@ -31,8 +38,6 @@ pub(crate) struct Way {
     /// When it was worked out; see [`Ways::forget`].
     era: u32,
     pub(crate) pool: PoolIndex,
-    /// The consumer's.
-    pub(crate) vpc: VpcIndex,
     /// The endpoint's.
     pub(crate) mtu: u16,
     /// The listener's upper bound.
@@ -58,7 +63,6 @@ impl Way {
             key,
             era: 0,
             pool: key.pool,
-            vpc: VpcIndex(0),
             mtu: 0,
             mss: None,
             attachment: AttachmentIndex(0),
@@ -92,7 +96,6 @@ impl Way {
             key,
             era,
             pool: key.pool,
-            vpc: endpoint.vpc,
             mtu: endpoint.mtu,
             mss: listener.mss,
             attachment: route.attachment,
@@ -140,16 +143,26 @@ impl Ways {
     /// Why there is no such way.
     #[inline]
     pub(crate) fn find(&mut self, snapshot: &Snapshot, key: WayKey) -> Result<usize, DropReason> {
-        let place = (key.target.0 ^ key.endpoint.0.rotate_left(5) ^ key.listener.0.rotate_left(3)) as usize % WAYS;
+        let place = key.place();
         match self.at(place) {
             Some(way) if way.key == key && way.era == self.era => Ok(place),
-            _ => self.learn(snapshot, key, place),
+            _ => self.learn(snapshot, key.endpoint, key.listener, key.target, key.pool),
         }
     }
 
+    // The parts of the key one by one: whole, it would be written to memory before it is known whether it is needed.
     #[cold]
     #[inline(never)]
-    fn learn(&mut self, snapshot: &Snapshot, key: WayKey, place: usize) -> Result<usize, DropReason> {
+    fn learn(
+        &mut self,
+        snapshot: &Snapshot,
+        endpoint: EndpointIndex,
+        listener: ListenerIndex,
+        target: TargetIndex,
+        pool: PoolIndex,
+    ) -> Result<usize, DropReason> {
+        let key = WayKey { endpoint, listener, target, pool };
+        let place = key.place();
         self.places[place] = Way::new(snapshot, key, self.era)?;
         Ok(place)
     }

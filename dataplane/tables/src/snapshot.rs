@@ -339,6 +339,9 @@ pub struct SnatPool {
     pub rest_seconds: u16,
 }
 
+/// Up to so many listeners of a service are tried one by one.
+const FEW_LISTENERS: usize = 8;
+
 impl Snapshot {
     /// The attachment whose frames come in on `port` with VLAN identifier `vlan` (0: untagged).
     #[inline]
@@ -403,6 +406,9 @@ impl Snapshot {
     pub fn listener(&self, service: ServiceIndex, protocol: u8, port: u16) -> Option<ListenerIndex> {
         let number = |protocol: u8, port: u16| u32::from(protocol) << 16 | u32::from(port);
         let listeners = &self.services.get(service.at())?.listeners;
+        if listeners.len() <= FEW_LISTENERS {
+            return listeners.iter().find(|(of, _)| *of == (protocol, port)).map(|(_, listener)| *listener);
+        }
         let at = listeners
             .binary_search_by_key(&number(protocol, port), |((protocol, port), _)| number(*protocol, *port))
             .ok()?;

@@ -17,7 +17,7 @@ pub fn clamp(frame: &mut Frame<'_>, parsed: &Parsed, mss: u16) -> bool {
     }
     let l4 = usize::from(parsed.l4);
     let partial = frame.offload.is_partial() && frame.offload.checksum_start == parsed.l4;
-    let Some(segment) = frame.bytes_mut().get_mut(l4..parsed.end as usize) else { return false };
+    let Some(segment) = frame.bytes_mut().get_mut(l4..) else { return false };
     let Some(length) = segment.get(tcp::DATA_OFFSET).map(|byte| tcp::header_length(*byte)) else { return false };
     let Some(header) = segment.get_mut(..length) else { return false };
     let mut next = tcp::HEADER;
