@@ -228,7 +228,7 @@ impl Thought<'_> {
                     self.release(&key, Kind::Endpoint, holder, gateway);
                 }
                 (None, None) if candidates.is_empty() => {
-                    impossible = Some(self.why_nowhere(endpoint, held.zone.as_deref(), &pools))
+                    impossible = Some(self.why_nowhere(endpoint, held.zone.as_deref(), &pools));
                 }
                 (None, None) if !open.is_empty() => impossible = self.ask_for_addresses(&key, &open, &pools),
                 _ => {

@@ -23,7 +23,8 @@ pub(super) struct Batch {
 }
 
 /// What becomes of a key; `None`: it goes.
-type Differences = Vec<(ResourceKey, Option<Arc<Rendered>>)>;
+type Difference = (ResourceKey, Option<Arc<Rendered>>);
+type Differences = Vec<Difference>;
 
 /// An update that is not answered yet.
 #[derive(Debug)]
@@ -195,12 +196,7 @@ impl Gateway {
     }
 
     /// Takes as much as can be; what cannot is found by halves.
-    fn pass(
-        &mut self,
-        differences: &[(ResourceKey, Option<Arc<Rendered>>)],
-        passed: &mut Differences,
-        failed: &mut Vec<((ResourceKey, Option<Arc<Rendered>>), String)>,
-    ) {
+    fn pass(&mut self, differences: &[Difference], passed: &mut Differences, failed: &mut Vec<(Difference, String)>) {
         if differences.is_empty() {
             return;
         }
@@ -215,7 +211,7 @@ impl Gateway {
         }
     }
 
-    fn try_all(&mut self, differences: &[(ResourceKey, Option<Arc<Rendered>>)]) -> Result<(), String> {
+    fn try_all(&mut self, differences: &[Difference]) -> Result<(), String> {
         let changed =
             differences.iter().filter_map(|(_, rendered)| Some(rendered.as_ref()?.resource.clone())).collect();
         let removed = differences.iter().filter(|(_, rendered)| rendered.is_none()).map(|(key, _)| key.clone());

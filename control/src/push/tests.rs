@@ -99,6 +99,22 @@ async fn what_a_gateway_refuses_fails_and_is_tried_again_after_a_change() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_gateway_cannot_have_is_found_before_it_is_sent() {
+    let world = World::with_gateways(&["gw1"]).await;
+    let ports = |hello: &mut proto::Hello| hello.ports = vec!["eth9".to_owned()];
+    let mut gateway = Fake::try_connect(&world, "gw1", Some(&world.token), ports).await.unwrap();
+    let first = gateway.update().await;
+    assert!(first.change.changed.iter().all(|resource| resource.kind() == ResourceKind::Vpc), "{:?}", first.change);
+    gateway.apply(first).await;
+    let endpoint = world.make_endpoint("e1");
+    gateway.apply_until(|| world.state_of(&endpoint) == EndpointState::Failed).await;
+    assert!(endpoints_of(&gateway).is_empty());
+    let told = || world.status_of("gw1").refused.is_some_and(|text| text.contains("eth1"));
+    world.until("the operator is told why", told).await;
+    world.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_drained_gateway_lets_go_before_the_next_one_gets_it() {
     let world = World::with_gateways(&["gw1", "gw2"]).await;
     let mut gateways = vec![world.gateway("gw1").await, world.gateway("gw2").await];
@@ -159,6 +175,26 @@ async fn nothing_moves_from_a_gateway_that_is_not_connected() {
             .is_none_or(|update| { !update.change.changed.iter().any(|resource| resource.name() == endpoint) })
     );
     assert_eq!(world.holder_of(&endpoint), Some(world.gateway_id("gw1")));
+    world.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_gateway_that_never_answers_holds_up_no_other() {
+    let world = World::with_gateways(&["gw1", "gw2"]).await;
+    let mut silent = world.gateway("gw1").await;
+    silent.update().await;
+    let mut quick = world.gateway("gw2").await;
+    let first = quick.update().await;
+    quick.apply(first).await;
+    for number in 0..5 {
+        let endpoint = world.make_endpoint_at(&format!("e{number}"), "gw2");
+        quick.apply_until(|| world.state_of(&endpoint) == EndpointState::Available).await;
+    }
+    world
+        .until("the silence is told", || {
+            world.status_of("gw1").refused.is_some_and(|text| text.contains("not answered"))
+        })
+        .await;
     world.stop().await;
 }
 

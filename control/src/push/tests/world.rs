@@ -19,6 +19,9 @@ use crate::catalog::{self, AnyObject, Caller, Catalog, New, Spec};
 use crate::push::{PushError, Settings, serve};
 use crate::store::{MemoryStore, Store};
 
+/// What ends the server, and how it ended.
+type Serving = (oneshot::Sender<()>, JoinHandle<Result<(), PushError>>);
+
 pub(super) struct World {
     store: Arc<dyn Store>,
     pub(super) catalog: Arc<Catalog>,
@@ -27,7 +30,7 @@ pub(super) struct World {
     pub(super) operator: Caller,
     pub(super) provider: Caller,
     pub(super) consumer: Caller,
-    server: Option<(oneshot::Sender<()>, JoinHandle<Result<(), PushError>>)>,
+    server: Option<Serving>,
 }
 
 fn tenant(name: &str) -> Caller {
@@ -141,7 +144,6 @@ impl World {
         self.make(&self.consumer, Kind::Endpoint, name, json!({ "vpc": "bank-net", "service": service }))
     }
 
-    #[expect(dead_code, reason = "for tests of pins")]
     /// Only operators choose gateways.
     pub(super) fn make_endpoint_at(&self, name: &str, gateway: &str) -> String {
         let vpc = self.catalog.one(&self.consumer, Kind::Vpc, "bank-net").unwrap().id().to_owned();
