@@ -107,7 +107,10 @@ fn meaning(snapshot: &Snapshot) -> BTreeSet<String> {
         }
         facts.insert(format!("{}", service.id));
     }
-    for group in snapshot.target_groups.iter().flatten() {
+    let listeners = snapshot.listeners.iter().flatten();
+    let used: BTreeSet<usize> =
+        listeners.flat_map(|listener| listener.groups.iter().map(|(_, group)| group.at())).collect();
+    for (at, group) in snapshot.target_groups.iter().enumerate().filter_map(|(at, group)| Some((at, group?))) {
         let target = |index: &postern_tables::snapshot::TargetIndex| {
             let target = snapshot.target(*index).unwrap();
             assert!(snapshot.is_target(target.vpc, target.address, target.port));
@@ -115,7 +118,9 @@ fn meaning(snapshot: &Snapshot) -> BTreeSet<String> {
             (target.address, target.port, target.weight)
         };
         let members: Vec<_> = group.members.iter().map(target).collect();
-        let chosen: Vec<_> = (0..32u64).map(|at| group.target(at << 27 | at).map(|index| target(&index))).collect();
+        // A group that no listener leads to any more may have the table that it had.
+        let hashes = 0..if used.contains(&at) { 32u64 } else { 0 };
+        let chosen: Vec<_> = hashes.map(|at| group.target(at << 27 | at).map(|index| target(&index))).collect();
         let pool = &snapshot.pools[group.pool.at()].name;
         facts.insert(format!("{} in {} by {pool}: {members:?} {chosen:?}", group.name, vpc(group.vpc)));
     }
