@@ -9,7 +9,8 @@ const PAGE: usize = 128;
 /// Slots by number, some of them free. A clone shares all pages; [`Pages::set`] copies one.
 #[derive(Clone, Debug)]
 pub struct Pages<T> {
-    pages: Vec<Arc<[Option<T>]>>,
+    /// Of a fixed length, so that a slot of a page is found without asking for its length.
+    pages: Vec<Arc<[Option<T>; PAGE]>>,
     length: usize,
 }
 
@@ -53,7 +54,7 @@ impl<T: Clone + PartialEq> Pages<T> {
     pub fn set(&mut self, at: usize, value: Option<T>) {
         assert!(at <= self.length, "slots are made one after the other");
         if at / PAGE == self.pages.len() {
-            self.pages.push(std::iter::repeat_with(|| None).take(PAGE).collect());
+            self.pages.push(Arc::new(std::array::from_fn(|_| None)));
         }
         self.length = self.length.max(at + 1);
         let page = &mut self.pages[at / PAGE];

@@ -1,7 +1,7 @@
 //! A hash map of which a change copies only the shard that it touches; the others are shared with the map before.
 
 use std::collections::HashMap;
-use std::hash::{BuildHasher, Hash};
+use std::hash::{BuildHasher, BuildHasherDefault, Hash, Hasher};
 use std::ops::Index;
 use std::sync::Arc;
 
@@ -12,7 +12,41 @@ const FEW: usize = 64;
 /// Entries of a shard, on average, above which there are made more.
 const MANY: usize = 256;
 
-type Shard<K, V> = HashMap<K, V, AddressHash>;
+type Shard<K, V> = HashMap<Hashed<K>, V, BuildHasherDefault<Known>>;
+
+/// A key with its hash, which chooses the shard and the place in it, so that a look-up computes it once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Hashed<K> {
+    hash: u64,
+    key: K,
+}
+
+impl<K> Hash for Hashed<K> {
+    #[inline]
+    fn hash<H: Hasher>(&self, hasher: &mut H) {
+        hasher.write_u64(self.hash);
+    }
+}
+
+/// Gives back the hash that it is given.
+#[derive(Clone, Copy, Debug, Default)]
+struct Known(u64);
+
+impl Hasher for Known {
+    #[inline]
+    fn write_u64(&mut self, hash: u64) {
+        self.0 = hash;
+    }
+
+    fn write(&mut self, _bytes: &[u8]) {
+        unreachable!("a hashed key writes its hash alone");
+    }
+
+    #[inline]
+    fn finish(&self) -> u64 {
+        self.0
+    }
+}
 
 /// A map from addresses. A clone shares all shards; a change copies one.
 #[derive(Clone, Debug)]
@@ -33,7 +67,8 @@ impl<K: Hash + Eq + Copy, V: Copy + PartialEq> Sharded<K, V> {
     #[inline]
     #[must_use]
     pub fn get(&self, key: &K) -> Option<&V> {
-        self.shards.get(self.shard(key))?.get(key)
+        let key = hashed(*key);
+        self.shards.get(self.shard(&key))?.get(&key)
     }
 
     /// Whether `key` has a value.
@@ -57,7 +92,7 @@ impl<K: Hash + Eq + Copy, V: Copy + PartialEq> Sharded<K, V> {
 
     /// All entries, in no order.
     pub fn iter(&self) -> impl Iterator<Item = (&K, &V)> {
-        self.shards.iter().flat_map(|shard| shard.iter())
+        self.shards.iter().flat_map(|shard| shard.iter()).map(|(key, value)| (&key.key, value))
     }
 
     /// All keys, in no order.
@@ -70,6 +105,7 @@ impl<K: Hash + Eq + Copy, V: Copy + PartialEq> Sharded<K, V> {
         if self.length >= self.shards.len() * MANY {
             self.spread();
         }
+        let key = hashed(key);
         let at = self.shard(&key);
         let shard = &mut self.shards[at];
         if shard.get(&key) != Some(&value) {
@@ -79,10 +115,11 @@ impl<K: Hash + Eq + Copy, V: Copy + PartialEq> Sharded<K, V> {
 
     /// Takes the value of `key` away.
     pub fn remove(&mut self, key: &K) -> Option<V> {
-        let at = self.shard(key);
-        let shard = self.shards.get_mut(at).filter(|shard| shard.contains_key(key))?;
+        let key = hashed(*key);
+        let at = self.shard(&key);
+        let shard = self.shards.get_mut(at).filter(|shard| shard.contains_key(&key))?;
         self.length -= 1;
-        Arc::make_mut(shard).remove(key)
+        Arc::make_mut(shard).remove(&key)
     }
 
     /// What differs from an older map: key, value there, value here. Costs what the changed shards hold.
@@ -90,16 +127,17 @@ impl<K: Hash + Eq + Copy, V: Copy + PartialEq> Sharded<K, V> {
         let alike = self.shards.len() == older.shards.len();
         let changed = move |at: &usize| !alike || !Arc::ptr_eq(&self.shards[*at], &older.shards[*at]);
         let gone = (0..older.shards.len()).filter(changed).flat_map(|at| older.shards[at].iter());
-        let gone = gone.filter(|(key, _)| !self.contains_key(key)).map(|(key, value)| (*key, Some(*value), None));
+        let gone = gone.map(|(key, value)| (key.key, Some(*value), None));
+        let gone = gone.filter(|(key, ..)| !self.contains_key(key));
         let here = (0..self.shards.len()).filter(changed).flat_map(|at| self.shards[at].iter());
-        let here = here.map(|(key, value)| (*key, older.get(key).copied(), Some(*value)));
+        let here = here.map(|(key, value)| (key.key, older.get(&key.key).copied(), Some(*value)));
         gone.chain(here.filter(|(_, before, after)| before != after))
     }
 
     #[inline]
-    fn shard(&self, key: &K) -> usize {
+    fn shard(&self, key: &Hashed<K>) -> usize {
         // Within a shard the map uses the lowest and the highest bits.
-        (AddressHash::default().hash_one(key) >> 24) as usize & self.shards.len().wrapping_sub(1)
+        (key.hash >> 24) as usize & self.shards.len().wrapping_sub(1)
     }
 
     /// Makes as many shards as hold few entries each.
@@ -108,11 +146,16 @@ impl<K: Hash + Eq + Copy, V: Copy + PartialEq> Sharded<K, V> {
         let count = (self.length / FEW).max(1).next_power_of_two();
         let empty = Self { shards: vec![Arc::default(); count], length: self.length };
         let mut shards: Vec<Shard<K, V>> = vec![Shard::default(); count];
-        for (key, value) in self.iter() {
+        for (key, value) in self.shards.iter().flat_map(|shard| shard.iter()) {
             shards[empty.shard(key)].insert(*key, *value);
         }
         self.shards = shards.into_iter().map(Arc::new).collect();
     }
+}
+
+#[inline]
+fn hashed<K: Hash>(key: K) -> Hashed<K> {
+    Hashed { hash: AddressHash::default().hash_one(&key), key }
 }
 
 impl<K: Hash + Eq + Copy, V: Copy + PartialEq> Index<&K> for Sharded<K, V> {
