@@ -1,6 +1,6 @@
 //! What was declared, by whom, and what became of it.
 //!
-//! All objects are in memory, with indices, and in a [`Store`]. A change is worked out on a [`draft::Draft`], checked
+//! All objects are in memory, with indices, and in a [`Store`]. A change is worked out on a draft (`draft::Draft`), checked
 //! as a whole, made durable in one transaction together with its events and its generation, and only then seen by
 //! readers, who never wait for the disk. Calls that change something block until the disk has it.
 

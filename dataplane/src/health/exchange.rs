@@ -2,7 +2,7 @@
 //! answer, in the clear or within TLS. Bytes go in and come out; nothing here waits.
 
 use std::io::{Read, Write};
-use std::net::{Ipv4Addr, SocketAddrV4};
+use std::net::SocketAddrV4;
 use std::sync::Arc;
 
 use postern_tables::health::{Matcher, Question};
@@ -237,7 +237,7 @@ impl ServerCertVerifier for AnyCertificate {
 
 /// The target whose probe it is, for tests.
 #[cfg(test)]
-pub(super) const TARGET: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::new(10, 9, 0, 77), 8080);
+pub(super) const TARGET: SocketAddrV4 = SocketAddrV4::new(std::net::Ipv4Addr::new(10, 9, 0, 77), 8080);
 
 #[cfg(test)]
 mod tests {
