@@ -10,7 +10,7 @@ use postern_translation::RewritePlan;
 use postern_translation::rewrite::{rewrite, rewrite_plain};
 use postern_wire::checksum::Delta;
 use postern_wire::parse::{PLAIN, plain_length, plain_tcp_flags, plain_ttl};
-use postern_wire::tcp::{FIN, RST, SYN};
+use postern_wire::tcp::{ACK, FIN, RST, SYN};
 use postern_wire::{Direction, Frame, Offload, PacketKind, Parsed, Segmentation};
 
 use crate::counters::WorkerCounters;
@@ -278,18 +278,31 @@ impl Forwarder<'_> {
         };
         let target = self.snapshot.target(TargetIndex(record.target));
         if target.is_some_and(|target| target.cut && target.incarnation == record.target_incarnation) {
-            return self.cut(frame, slot, outbox, now);
+            return self.cut(frame, slot, note, outbox, now);
         }
         self.table.record_mut(index).policy_epoch = epoch;
         self.known(frame, slot, note, outbox, now)
     }
 
-    /// Ends a flow whose target is not to have any; its client is told.
+    /// Ends a flow whose target is not to have any. A client that can begin anew does so at once, with another target: a
+    /// datagram, or a SYN. Of any other connection the client is told.
     #[cold]
-    fn cut(&mut self, frame: &Frame<'_>, slot: &Slot, outbox: &mut Outbox, now: Now) -> Verdict {
+    fn cut(
+        &mut self,
+        frame: &mut Frame<'_>,
+        slot: &Slot,
+        note: Option<HandoffNote>,
+        outbox: &mut Outbox,
+        now: Now,
+    ) -> Verdict {
+        let parsed = &slot.parsed;
+        let begins = parsed.kind == PacketKind::Udp
+            || parsed.kind == PacketKind::Tcp && parsed.tcp_flags & (SYN | ACK | RST | FIN) == SYN;
+        if begins && slot.found.direction() == Direction::Forward {
+            return self.reopen(frame, slot, note, outbox, now);
+        }
         let endpoint = self.table.record(slot.found.index()).endpoint;
         self.end(slot.found.index(), outbox, now);
-        let parsed = &slot.parsed;
         let told = parsed.kind == PacketKind::Tcp
             && parsed.tcp_flags & RST == 0
             && slot.found.direction() == Direction::Forward

@@ -357,6 +357,10 @@ fn flows_of_an_unhealthy_target_end_with_a_rst_and_those_of_others_and_of_target
     bed.apply(tables.snapshot().clone());
     let flows: Vec<_> =
         (0..60).map(|at| (socket(CLIENT, 1000 + at), bed.connect(CONSUMER_A, socket(CLIENT, 1000 + at)))).collect();
+    let asked = |bed: &mut Bed, at: u16| {
+        bed.one(CONSUMER_A, &udp(CONSUMER_A, socket(CLIENT, 2000 + at), DNS, b"q")).destination()
+    };
+    let queries: Vec<_> = (0..60).map(|at| asked(&mut bed, at)).collect();
     bed.apply(tables.update(Change::full(&with(&[12, 13]))).unwrap());
     let unhealthy = Ipv4Addr::new(10, 9, 0, 12);
     bed.apply(tables.set_health(&[("web".to_owned(), unhealthy, 8080, Usable::CutFlows)]).unwrap());
@@ -377,6 +381,11 @@ fn flows_of_an_unhealthy_target_end_with_a_rst_and_those_of_others_and_of_target
         }
     }
     assert!(seen.len() == 3 && seen.values().all(|count| *count > 5), "{seen:?}");
+    // Datagrams and new connections of the same tuple lose nothing: another target gets them.
+    for (at, before) in (0..).zip(queries) {
+        let now = asked(&mut bed, at);
+        assert_eq!(now.ip().octets()[3], if *before.ip() == unhealthy { 13 } else { before.ip().octets()[3] });
+    }
     for at in 0..20 {
         assert_eq!(bed.connect(CONSUMER_A, socket(CLIENT, 3000 + at)).1.ip().octets()[3], 13);
     }
