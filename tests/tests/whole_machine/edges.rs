@@ -56,8 +56,13 @@ fn a_provider_can_open_nothing_and_leaves_no_trace() {
             }
         }
     });
-    let report =
-        bed.expect_counters(&[("drops.unsolicited", 12..=12), ("frames.handed_out", ANY), ("frames.handed_in", ANY)]);
+    // TCP to a port below 1024 could be the answer to a probe, and is not.
+    let report = bed.expect_counters(&[
+        ("drops.unsolicited", 10..=10),
+        ("probes.stray", 2..=2),
+        ("frames.handed_out", ANY),
+        ("frames.handed_in", ANY),
+    ]);
     assert_eq!((report.total.frames.flows_new, report.total.frames.forwarded), (0, 0));
 }
 

@@ -59,7 +59,8 @@ impl FromStr for Address {
         }
         let port = match (uri.port(), uri.port_u16()) {
             (Some(_), Some(port @ 1..)) => port,
-            (None, _) if !uri.as_str().ends_with(':') => {
+            // A port that is no number from 0 to 65535 is no port to `Authority`, but it stands there.
+            (None, _) if uri.as_str() == uri.host() => {
                 if tls {
                     443
                 } else {

@@ -96,6 +96,8 @@ pub(super) fn lose_a_target(lab: &mut Topology, count: u16, tenants: &mut Tenant
             Ok(health.next().is_some_and(|target| target["health"] == "unhealthy"))
         })?;
     }
+    // The gateway says so when it has decided; its workers have the tables moments later.
+    std::thread::sleep(Duration::from_millis(500));
     tenants.target_left_seconds = start.elapsed().as_secs_f64();
     for client in lab.clients() {
         for ask in [requests::tcp, requests::udp] {
