@@ -142,7 +142,9 @@ mod tests {
 
     #[test]
     fn states_follow_probes_time_and_declarations_as_the_table_says() {
-        let cases: &[(Option<u32>, &[(Event, TargetHealth)])] = &[
+        /// The drain interval, and what each event leads to.
+        type Case = (Option<u32>, &'static [(Event, TargetHealth)]);
+        let cases: &[Case] = &[
             // A new target needs one pass, whatever the threshold.
             (None, &[(Pass, Healthy)]),
             (None, &[(Fail, Initial), (Pass, Healthy)]),
