@@ -22,6 +22,9 @@ const LEAVE: Duration = Duration::from_secs(60);
 /// What a gateway reports and control does with it takes seconds at most.
 const SOON: Duration = Duration::from_secs(30);
 
+/// The gateway says what a target is when it has decided; its workers have the tables moments later.
+const MOMENTS: Duration = Duration::from_millis(500);
+
 /// What was seen of the control plane.
 #[derive(Debug, Default, Serialize)]
 pub(super) struct Tenants {
@@ -79,6 +82,15 @@ pub(super) fn accept(lab: &Controlled, tenants: &mut Tenants) -> Result<(), Tena
     let start = Instant::now();
     control::accept(&lab.commands, &lab.declared)?;
     tenants.accepted_milliseconds = start.elapsed().as_secs_f64() * 1e3;
+    // A target that is new gets no flows before it has passed a probe.
+    for group in GROUPS {
+        lab.commands.until("new targets pass a probe", LEAVE, |commands| {
+            let targets = commands.run(PROVIDER, &["target", "list", group])?;
+            let mut targets = targets.as_array().into_iter().flatten();
+            Ok(targets.all(|target| target["health"] == "healthy" || target["health"] == "unavailable"))
+        })?;
+    }
+    std::thread::sleep(MOMENTS);
     Ok(())
 }
 
@@ -96,8 +108,7 @@ pub(super) fn lose_a_target(lab: &mut Topology, count: u16, tenants: &mut Tenant
             Ok(health.next().is_some_and(|target| target["health"] == "unhealthy"))
         })?;
     }
-    // The gateway says so when it has decided; its workers have the tables moments later.
-    std::thread::sleep(Duration::from_millis(500));
+    std::thread::sleep(MOMENTS);
     tenants.target_left_seconds = start.elapsed().as_secs_f64();
     for client in lab.clients() {
         for ask in [requests::tcp, requests::udp] {
