@@ -1,7 +1,7 @@
 //! The gateways' stream: who may have one, what goes over it, and what comes back.
 //!
-//! One thread, the [`director`], knows what every gateway has and is to have; it never waits for a gateway. Each gateway has
-//! a [`session`] of its own: a task that reads, and one that writes the parts of the one update that is under way. What
+//! One thread, the `director`, knows what every gateway has and is to have; it never waits for a gateway. Each gateway has
+//! a `session` of its own: a task that reads, and one that writes the parts of the one update that is under way. What
 //! changes meanwhile is merged, and goes when the gateway has answered.
 
 mod director;

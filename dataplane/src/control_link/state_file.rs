@@ -1,6 +1,6 @@
 //! The tables that were applied last, on disk: `tables.bin` in the state directory.
 //!
-//! A file begins with [`MAGIC`] and [`FORMAT`], then come records: a [`Head`] that says whose tables these are, a full update
+//! A file begins with `MAGIC` and `FORMAT`, then come records: a `Head` that says whose tables these are, a full update
 //! with everything, and each change since as it came. A record is its length, the CRC-32 of its body and the CRC-32 of these
 //! two numbers, all little-endian, then the body, a message of the push protocol. A change is appended and synchronised, so
 //! that it costs what it touches; when the changes outweigh the full update, the file is written anew beside the old one and
