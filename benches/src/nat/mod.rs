@@ -4,6 +4,9 @@
 //! forwarding, so nftables is measured twice: *pinned*, with receive packet steering of the gateway's interfaces to
 //! CPU 1, which is the like-for-like comparison; and *inline*, where the sender's own CPU forwards in the middle of its
 //! send call, as veth does by default.
+//!
+//! Beside them a *bare reflector* on Postern's own devices, which only writes MAC addresses: what it reaches is the most that
+//! any forwarder in user space can, and the rest up to nftables is what crossing into user space costs.
 
 pub mod bulk;
 pub mod connections;
@@ -12,6 +15,7 @@ pub mod gateway;
 pub mod live_frames;
 pub mod nftables;
 pub mod processor;
+pub mod reflector;
 pub mod report;
 pub mod round_trip;
 pub mod topology;
@@ -26,6 +30,7 @@ use serde::Serialize;
 
 use gateway::{Polling, PosternGateway, ReferenceGateway};
 use processor::{GATEWAY_CPU, LOAD_CPU, Machine, cores};
+use reflector::ReflectorGateway;
 use report::{Report, Turns};
 use topology::Topology;
 
@@ -53,6 +58,9 @@ pub enum NatError {
     /// An offload switch.
     #[error(transparent)]
     Offload(#[from] postern_lab::OffloadError),
+    /// A packet socket.
+    #[error(transparent)]
+    Device(#[from] postern_frame_io::DeviceError),
     /// A BPF program.
     #[error(transparent)]
     Bpf(#[from] postern_frame_io::bpf::BpfError),
@@ -101,6 +109,8 @@ pub enum Contender {
     NftablesPinned,
     /// nftables, forwarding wherever the sender runs.
     NftablesInline,
+    /// Postern's devices without Postern: MAC addresses are written, nothing else. On CPU 1, never sleeping.
+    Reflector,
 }
 
 impl Contender {
@@ -111,6 +121,7 @@ impl Contender {
             Self::Postern => "Postern",
             Self::NftablesPinned => "nftables, pinned",
             Self::NftablesInline => "nftables, inline",
+            Self::Reflector => "bare reflector",
         }
     }
 
@@ -121,6 +132,7 @@ impl Contender {
             Self::Postern => None,
             Self::NftablesPinned => Some("pinned"),
             Self::NftablesInline => Some("inline"),
+            Self::Reflector => Some("reflector"),
         }
     }
 }
@@ -305,7 +317,8 @@ pub fn run(options: &Options, mut progress: impl FnMut(&str)) -> Result<Report, 
             .to_owned(),
         Some(why) => format!("UDP frames are sent through a packet socket: {why}"),
     });
-    let mut contenders = vec![Contender::Postern];
+    let reflector = ReflectorGateway::build()?;
+    let mut contenders = vec![Contender::Postern, Contender::Reflector];
     let reference = if nftables::available() {
         contenders.extend([Contender::NftablesPinned, Contender::NftablesInline]);
         Some(ReferenceGateway::build()?)
@@ -322,6 +335,11 @@ pub fn run(options: &Options, mut progress: impl FnMut(&str)) -> Result<Report, 
                 progress(&format!("round {}: {}: {}", round + 1, line.title(), contender.title()));
                 let outcome = match (contender, &reference) {
                     (Contender::Postern, _) => postern_turn(&postern, *line, options),
+                    (Contender::Reflector, _) => reflector.start().and_then(|running| {
+                        let measured = measure(reflector.topology(), *line, options);
+                        drop(running);
+                        measured
+                    }),
                     (_, None) => continue,
                     (pinned, Some(reference)) => {
                         let cpus =
@@ -420,6 +438,9 @@ fn placement() -> Vec<String> {
 mod tests {
     use super::*;
 
+    const SHORT: Options =
+        Options { binary: PathBuf::new(), rounds: 1, window: Duration::from_millis(200), connections: 50, only: None };
+
     #[test]
     fn the_ratios_have_the_names_that_the_marks_use() {
         assert_eq!(Line::Tcp1.ratio_name(Metric::GigabitsPerSecond), "tcp_1_stream");
@@ -435,6 +456,21 @@ mod tests {
     }
 
     #[test]
+    fn every_line_measures_something_through_the_bare_reflector() {
+        if !nix::unistd::geteuid().is_root() {
+            eprintln!("skipped: needs root");
+            return;
+        }
+        let reflector = ReflectorGateway::build().unwrap();
+        let _running = reflector.start().unwrap();
+        for line in Line::ALL {
+            let measured = measure(reflector.topology(), line, &SHORT).unwrap();
+            assert!(measured[&line.compared()[0]] > 0.0, "{line:?}");
+            assert_eq!(measured.get(&Metric::FailedConnections).copied().unwrap_or(0.0), 0.0);
+        }
+    }
+
+    #[test]
     fn every_line_measures_something_through_the_reference() {
         if !nix::unistd::geteuid().is_root() || !nftables::available() {
             eprintln!("skipped: needs root and the program nft");
@@ -442,15 +478,8 @@ mod tests {
         }
         let reference = ReferenceGateway::build().unwrap();
         reference.topology().steer_gateway(1).unwrap();
-        let options = Options {
-            binary: PathBuf::new(),
-            rounds: 1,
-            window: Duration::from_millis(200),
-            connections: 50,
-            only: None,
-        };
         for line in Line::ALL {
-            let measured = measure(reference.topology(), line, &options).unwrap();
+            let measured = measure(reference.topology(), line, &SHORT).unwrap();
             eprintln!("{line:?} {measured:?}");
             assert!(measured[&line.compared()[0]] > 0.0, "{line:?}");
             assert_eq!(measured.get(&Metric::FailedConnections).copied().unwrap_or(0.0), 0.0);

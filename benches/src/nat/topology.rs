@@ -43,6 +43,10 @@ pub struct Topology {
     gateway: Namespace,
     server: Namespace,
     gateway_mac: MacAddress,
+    /// Of client and server.
+    end_macs: [MacAddress; 2],
+    /// Where the server listens.
+    server_address: Ipv4Addr,
 }
 
 impl Topology {
@@ -70,7 +74,18 @@ impl Topology {
         client.set_sysctl("net.ipv4.ip_local_port_range", "1024 65535")?;
         client.set_sysctl("net.ipv4.tcp_tw_reuse", "1")?;
         let gateway_mac = consumer.mac()?;
-        Ok(Self { client, gateway, server, gateway_mac })
+        let end_macs = [client_end.mac()?, server_end.mac()?];
+        Ok(Self { client, gateway, server, gateway_mac, end_macs, server_address: TARGET })
+    }
+
+    /// Gives the server the endpoint's address, in the client's network: for a gateway that translates nothing.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn serve_at_endpoint(&mut self) -> Result<(), NatError> {
+        self.server.interface(SERVER_INTERFACE).add_address(IpAddr::V4(ENDPOINT), 24)?;
+        self.server_address = ENDPOINT;
+        Ok(())
     }
 
     /// The endpoint's address and port.
@@ -89,6 +104,12 @@ impl Topology {
     #[must_use]
     pub const fn gateway_mac(&self) -> MacAddress {
         self.gateway_mac
+    }
+
+    /// The MAC addresses of client and server.
+    #[must_use]
+    pub const fn end_macs(&self) -> [MacAddress; 2] {
+        self.end_macs
     }
 
     /// Runs something in the client's namespace.
@@ -112,7 +133,7 @@ impl Topology {
     /// # Errors
     /// When the socket cannot be made.
     pub fn listen_tcp(&self) -> Result<TcpListener, NatError> {
-        let listener = self.at_server(|| TcpListener::bind((TARGET, PORT)))?;
+        let listener = self.at_server(|| TcpListener::bind((self.server_address, PORT)))?;
         let listener = listener.map_err(|error| NatError::Io("listen at the server", error))?;
         setsockopt(&listener, sockopt::ReceiveTimeout, &TimeVal::new(0, ACCEPT))
             .map_err(|error| NatError::Kernel("set a time-out", error))?;
@@ -133,7 +154,7 @@ impl Topology {
     /// # Errors
     /// When the socket cannot be made.
     pub fn bind_udp_server(&self) -> Result<UdpSocket, NatError> {
-        self.at_server(|| UdpSocket::bind((TARGET, PORT)))?
+        self.at_server(|| UdpSocket::bind((self.server_address, PORT)))?
             .map_err(|error| NatError::Io("bind a socket at the server", error))
     }
 
