@@ -28,7 +28,11 @@ fuzz_target!(|input: &[u8]| {
     assert!(parsed.vlan < 4096);
     assert!(usize::from(parsed.l3) <= length && parsed.end as usize <= length);
     if parsed.kind != PacketKind::Arp {
-        assert!(parsed.l3 + 20 <= parsed.l4 && u32::from(parsed.l4) <= parsed.end);
+        let header = if parsed.key.is_wide() { 40 } else { 20 };
+        assert!(parsed.l3 + header <= parsed.l4 && u32::from(parsed.l4) <= parsed.end);
+    }
+    if parsed.kind == PacketKind::Fragment && parsed.key.is_wide() {
+        assert!(parsed.l3 + 48 <= parsed.l4);
     }
     let transport = parsed.end - u32::from(parsed.l4);
     match parsed.kind {

@@ -9,8 +9,9 @@ use postern_steering::Ownership;
 use postern_tables::Snapshot;
 use postern_translation::ports::{PortAllocator, PortCapacity};
 use postern_wire::frame::NO_VLAN;
+use postern_wire::icmpv6::{NEIGHBOUR_ADVERTISEMENT, NEIGHBOUR_SOLICITATION};
 use postern_wire::parse::{PLAIN, parse_plain, plain};
-use postern_wire::{AttachmentIndex, FlowKey, Frame, MacAddress, PacketKind, Parsed, PortIndex, parse};
+use postern_wire::{AttachmentIndex, FlowKey, Frame, MacAddress, PacketKind, Parsed, PortIndex, nd, parse};
 
 use crate::counters::WorkerCounters;
 use crate::limiter::TokenBucket;
@@ -341,6 +342,9 @@ impl<'m> Forwarder<'m> {
             return Admission::Refused(DropReason::ForeignMac);
         }
         parsed.key.rest |= link.attachment;
+        if parsed.key.is_wide() && parsed.kind != PacketKind::NeighbourDiscovery {
+            return Admission::Refused(DropReason::NotLocal);
+        }
         if matches!(parsed.kind, PacketKind::Tcp | PacketKind::Udp) {
             slot.hash = self.table.hash(parsed.key);
             slot.place = self.table.place(slot.hash);
@@ -403,8 +407,22 @@ impl<'m> Forwarder<'m> {
         match slot.parsed.kind {
             PacketKind::Arp => Verdict::Punt,
             PacketKind::Icmp => self.icmp(frame, &slot.parsed, outbox, now),
+            PacketKind::NeighbourDiscovery => self.neighbour_discovery(frame, &slot.parsed),
             PacketKind::Fragment => self.refuse_at(&slot.parsed, DropReason::Fragment),
             _ => self.refuse_at(&slot.parsed, DropReason::Protocol),
+        }
+    }
+
+    /// Solicitations and advertisements are for the owner of the neighbour tables, who checks them further; what routers say
+    /// is not heeded, because routes are declared.
+    #[cold]
+    fn neighbour_discovery(&self, frame: &Frame<'_>, parsed: &Parsed) -> Verdict {
+        let kind = frame.bytes().get(usize::from(parsed.l4));
+        let is_neighbours = matches!(kind, Some(&(NEIGHBOUR_SOLICITATION | NEIGHBOUR_ADVERTISEMENT)));
+        if is_neighbours && parsed.ttl == nd::HOP_LIMIT {
+            Verdict::Punt
+        } else {
+            self.refuse(DropReason::NeighbourDiscovery)
         }
     }
 

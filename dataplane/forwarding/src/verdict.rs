@@ -75,11 +75,11 @@ macro_rules! drop_reasons {
 drop_reasons! {
     /// The frame ends inside a header.
     Truncated = "truncated",
-    /// The EtherType is neither IPv4 nor ARP.
+    /// The EtherType is none of IPv4, IPv6 and ARP.
     EtherType = "ethertype",
-    /// The IPv4 version or header length is impossible.
+    /// The IP version or header length is impossible.
     IpHeader = "ip_header",
-    /// The IPv4 total length does not fit the frame.
+    /// The IP total or payload length does not fit the frame.
     IpLength = "ip_length",
     /// The IPv4 header checksum is wrong.
     IpChecksum = "ip_checksum",
@@ -87,6 +87,10 @@ drop_reasons! {
     TcpHeader = "tcp_header",
     /// The UDP length does not fit the packet.
     UdpLength = "udp_length",
+    /// A UDP datagram over IPv6 without a checksum.
+    UdpChecksum = "udp_checksum",
+    /// IPv6 extension headers that are too many or too long, or a routing header that is to be followed.
+    Ipv6Extensions = "ipv6_extensions",
     /// The offload state does not match the packet.
     Offload = "offload",
     /// The frame is addressed to another station.
@@ -99,7 +103,7 @@ drop_reasons! {
     NotLocal = "not_local",
     /// A fragment; fragments are not forwarded by this version.
     Fragment = "fragment",
-    /// An IP protocol other than TCP, UDP and ICMP.
+    /// An IP protocol other than TCP, UDP, ICMP in IPv4 and ICMPv6 in IPv6.
     Protocol = "protocol",
     /// The endpoint's service has no listener on this protocol and port.
     NoListener = "no_listener",
@@ -139,6 +143,8 @@ drop_reasons! {
     Unsegmentable = "unsegmentable",
     /// An ICMP message that is neither an echo to an endpoint nor an error.
     IcmpType = "icmp_type",
+    /// A message of Neighbor Discovery that is not for the gateway: of routers, a redirect, or with a hop limit below 255.
+    NeighbourDiscovery = "neighbour_discovery",
     /// An ICMP message with a wrong checksum.
     IcmpChecksum = "icmp_checksum",
     /// An ICMP error that quotes no packet of a live flow.
@@ -173,6 +179,8 @@ impl From<ParseError> for DropReason {
             ParseError::IpChecksum => Self::IpChecksum,
             ParseError::TcpHeader => Self::TcpHeader,
             ParseError::UdpLength => Self::UdpLength,
+            ParseError::UdpChecksum => Self::UdpChecksum,
+            ParseError::Extensions => Self::Ipv6Extensions,
             ParseError::Offload => Self::Offload,
         }
     }

@@ -38,6 +38,13 @@ pub const fn pseudo_header(addresses: u64, protocol: u8, length: u16) -> u64 {
     (addresses & 0xffff_ffff) + (addresses >> 32) + ((protocol as u64) << 8) + length.swap_bytes() as u64
 }
 
+/// The same for IPv6 (RFC 8200 §8.1): `addresses` are source and destination as they stand in the header.
+#[inline]
+#[must_use]
+pub fn pseudo_header_v6(addresses: &[u8; 32], protocol: u8, length: u16) -> u64 {
+    sum(addresses) + pseudo_header(0, protocol, length)
+}
+
 /// The change of a one's complement sum when some words are replaced by others (RFC 1624: `m' - m`).
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Delta(pub u16);

@@ -1,7 +1,7 @@
 //! The key by which a connection is found.
 
 use std::fmt;
-use std::net::{Ipv4Addr, SocketAddrV4};
+use std::net::{IpAddr, Ipv4Addr, SocketAddrV4};
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
@@ -18,16 +18,50 @@ pub enum Direction {
     Reverse,
 }
 
-/// Addresses, ports, protocol and attachment of one direction of an IPv4 connection: 16 bytes.
+/// The version of IP.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug, Default)]
+#[repr(u8)]
+pub enum Family {
+    /// IPv4.
+    #[default]
+    V4 = 0,
+    /// IPv6.
+    V6 = 1,
+}
+
+impl Family {
+    /// That of an address.
+    #[must_use]
+    pub const fn of(address: IpAddr) -> Self {
+        match address {
+            IpAddr::V4(_) => Self::V4,
+            IpAddr::V6(_) => Self::V6,
+        }
+    }
+}
+
+impl fmt::Display for Family {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::V4 => "IPv4",
+            Self::V6 => "IPv6",
+        })
+    }
+}
+
+/// Addresses, ports, protocol and attachment of one direction of a connection: 16 bytes.
 ///
 /// Layout: source address, destination address (4 + 4), source port, destination port (2 + 2), all in network order
-/// exactly as they stand in the packet, attachment (2, little-endian), protocol (1), zero (1).
+/// exactly as they stand in the packet, attachment (2, little-endian), protocol (1), [`Family`] (1).
+///
+/// In a key of an IPv6 packet, each address is an *address word*: a hash of 32 bits, under a secret of whoever keeps keys. Two
+/// addresses may have one word, so whoever finds something by such a key compares the addresses themselves besides.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, FromBytes, IntoBytes, Immutable, KnownLayout, Default)]
 #[repr(C)]
 pub struct FlowKey {
     /// Both addresses: the eight bytes at offset 12 of the IPv4 header, read as little-endian.
     pub addresses: u64,
-    /// Bits 0…31 the four port bytes read as little-endian, 32…47 the attachment, 48…55 the protocol.
+    /// Bits 0…31 the four port bytes read as little-endian, 32…47 the attachment, 48…55 the protocol, 56…63 the family.
     pub rest: u64,
 }
 
@@ -50,6 +84,39 @@ impl FlowKey {
     #[must_use]
     pub const fn from_wire(attachment: AttachmentIndex, protocol: u8, addresses: u64, ports: u32) -> Self {
         Self { addresses, rest: ports as u64 | (attachment.0 as u64) << 32 | (protocol as u64) << 48 }
+    }
+
+    /// The key of an IPv6 packet: address words of source and destination, and the port bytes read as little-endian.
+    #[inline]
+    #[must_use]
+    pub const fn wide(attachment: AttachmentIndex, protocol: u8, words: [u32; 2], ports: u32) -> Self {
+        let addresses = words[0] as u64 | (words[1] as u64) << 32;
+        let key = Self::from_wire(attachment, protocol, addresses, ports);
+        Self { rest: key.rest | (Family::V6 as u64) << 56, ..key }
+    }
+
+    /// Whether it is a key of IPv6 packets.
+    #[inline]
+    #[must_use]
+    pub const fn is_wide(self) -> bool {
+        self.rest >> 56 != 0
+    }
+
+    /// The family of the packets that have the key.
+    #[inline]
+    #[must_use]
+    pub const fn family(self) -> Family {
+        if self.is_wide() { Family::V6 } else { Family::V4 }
+    }
+
+    /// The same key with another destination, given by its address word.
+    #[inline]
+    #[must_use]
+    pub const fn to_word(self, word: u32, port: u16) -> Self {
+        Self {
+            addresses: self.addresses & 0xffff_ffff | (word as u64) << 32,
+            rest: self.rest & !0xffff_0000 | (port.swap_bytes() as u64) << 16,
+        }
     }
 
     /// The key of the answering packet: source and destination exchanged.
@@ -85,13 +152,13 @@ impl FlowKey {
         self.rest as u32
     }
 
-    /// Source address.
+    /// Source address; of an IPv6 packet, its word.
     #[must_use]
     pub const fn source(self) -> Ipv4Addr {
         Ipv4Addr::from_octets((self.addresses as u32).to_le_bytes())
     }
 
-    /// Destination address.
+    /// Destination address; of an IPv6 packet, its word.
     #[must_use]
     pub const fn destination(self) -> Ipv4Addr {
         Ipv4Addr::from_octets(((self.addresses >> 32) as u32).to_le_bytes())
@@ -139,7 +206,8 @@ impl FlowKey {
 impl fmt::Debug for FlowKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (source, destination) = (self.source_socket(), self.destination_socket());
-        write!(f, "{source} > {destination} protocol {} attachment {}", self.protocol(), self.attachment().0)
+        let words = if self.is_wide() { " (address words)" } else { "" };
+        write!(f, "{source} > {destination}{words} protocol {} attachment {}", self.protocol(), self.attachment().0)
     }
 }
 
@@ -161,5 +229,19 @@ mod tests {
         assert_eq!(key.on(AttachmentIndex(2)).protocol(), 6);
         let other = SocketAddrV4::new(Ipv4Addr::new(172, 16, 5, 4), 51_000);
         assert_eq!(key.to(*other.ip(), other.port()), FlowKey::new(AttachmentIndex(7), 6, source, other));
+    }
+
+    #[test]
+    fn a_key_of_ipv6_is_none_of_ipv4_and_keeps_its_family() {
+        let wide = FlowKey::wide(AttachmentIndex(7), 6, [1, 2], 0x1234_5678);
+        let narrow = FlowKey::from_wire(AttachmentIndex(7), 6, 1 | 2 << 32, 0x1234_5678);
+        assert_ne!(wide, narrow);
+        assert_eq!((wide.family(), narrow.family()), (Family::V6, Family::V4));
+        for key in [wide.reversed(), wide.on(AttachmentIndex(9)), wide.to_word(9, 80), wide.to(Ipv4Addr::LOCALHOST, 80)]
+        {
+            assert!(key.is_wide() && key.protocol() == 6, "{key:?}");
+        }
+        assert_eq!((wide.to_word(9, 80).destination_port(), wide.attachment()), (80, AttachmentIndex(7)));
+        assert_eq!(wide.to_word(9, 80).addresses, 1 | 9 << 32);
     }
 }

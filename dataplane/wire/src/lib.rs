@@ -10,12 +10,16 @@ pub mod arp;
 pub mod checksum;
 pub mod frame;
 pub mod icmp;
+pub mod icmpv6;
 pub mod ipv4;
+pub mod ipv6;
 pub mod key;
+pub mod nd;
 pub mod parse;
+pub mod plain6;
 pub mod tcp;
 
 pub use address::{Ipv4Prefix, MacAddress};
 pub use frame::{Frame, Offload, PortIndex, Segmentation};
-pub use key::{AttachmentIndex, Direction, FlowKey};
+pub use key::{AttachmentIndex, Direction, Family, FlowKey};
 pub use parse::{PacketKind, ParseError, Parsed, parse};

@@ -3,6 +3,7 @@
 
 use crate::checksum::fold;
 use crate::frame::{Frame, NO_VLAN};
+use crate::ipv6::{self, ExtensionError};
 use crate::key::{AttachmentIndex, FlowKey};
 
 /// EtherType of IPv4.
@@ -22,6 +23,8 @@ pub const PROTOCOL_ICMP: u8 = 1;
 pub const PROTOCOL_TCP: u8 = 6;
 /// IP protocol number of UDP.
 pub const PROTOCOL_UDP: u8 = 17;
+/// IP protocol number of ICMPv6.
+pub const PROTOCOL_ICMPV6: u8 = 58;
 
 /// What kind of packet a frame carries.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -32,12 +35,18 @@ pub enum PacketKind {
     Udp,
     /// ICMP; the key's port bytes are zero.
     Icmp,
-    /// A fragment of any protocol, the first included (RFC 791: offset or more-fragments set); port bytes zero.
+    /// A fragment of any protocol, the first included (RFC 791: offset or more-fragments set); port bytes zero. Of IPv6 the
+    /// eight bytes before `l4` are the fragment header, and the key's protocol is what that says comes next; an atomic
+    /// fragment (RFC 6946) is no fragment.
     Fragment,
-    /// Any other IPv4 protocol; port bytes zero.
+    /// Any other IP protocol; port bytes zero.
     OtherProtocol,
     /// ARP for IPv4 over Ethernet; see [`crate::arp`].
     Arp,
+    /// ICMPv6 other than Neighbor Discovery; port bytes zero.
+    Icmpv6,
+    /// One of the five messages of Neighbor Discovery (RFC 4861 §4); see [`crate::nd`]. Port bytes zero.
+    NeighbourDiscovery,
 }
 
 /// Why a frame cannot be understood. Each is a drop reason of its own.
@@ -46,14 +55,14 @@ pub enum ParseError {
     /// Shorter than its headers say.
     #[error("the frame ends inside a header")]
     Truncated,
-    /// An EtherType that is neither IPv4 nor ARP.
-    #[error("the EtherType is neither IPv4 nor ARP")]
+    /// An EtherType that is none of IPv4, IPv6 and ARP.
+    #[error("the EtherType is none of IPv4, IPv6 and ARP")]
     EtherType,
-    /// IP version other than 4, or a header length below 20 bytes.
-    #[error("the IPv4 version or header length is impossible")]
+    /// IP version other than the EtherType's, or an IPv4 header length below 20 bytes.
+    #[error("the IP version or header length is impossible")]
     IpHeader,
-    /// Total length below the header or beyond the frame.
-    #[error("the IPv4 total length does not fit the frame")]
+    /// Total or payload length below the header or beyond the frame.
+    #[error("the IP total or payload length does not fit the frame")]
     IpLength,
     /// The IPv4 header checksum is wrong.
     #[error("the IPv4 header checksum is wrong")]
@@ -64,6 +73,12 @@ pub enum ParseError {
     /// UDP length below 8 or beyond the packet.
     #[error("the UDP length does not fit the packet")]
     UdpLength,
+    /// A UDP datagram over IPv6 without a checksum (RFC 8200 §8.1).
+    #[error("the UDP datagram has no checksum, which IPv6 does not allow")]
+    UdpChecksum,
+    /// Extension headers of IPv6 that end too late or ask for what is not done; see [`ExtensionError`].
+    #[error("the IPv6 extension headers are too many or too long, or have a routing header that is to be followed")]
+    Extensions,
     /// The device said that a checksum starts where no L4 header of this packet starts, or a segmentation type that
     /// does not match the protocol.
     #[error("the offload state does not match the packet")]
@@ -73,13 +88,14 @@ pub enum ParseError {
 /// What [`parse`] found. All offsets count from the frame's first byte and lie within it.
 #[derive(Clone, Copy, Debug)]
 pub struct Parsed {
-    /// Addresses, ports and protocol, with attachment 0.
+    /// Addresses, ports and protocol, with attachment 0. Of IPv6 without address words, which need a secret;
+    /// [`ipv6::addresses`] gives the addresses.
     pub key: FlowKey,
     /// Kind of packet.
     pub kind: PacketKind,
     /// TCP flags (RFC 9293 §3.1, CWR…FIN), zero otherwise.
     pub tcp_flags: u8,
-    /// Time to live.
+    /// Time to live or hop limit.
     pub ttl: u8,
     /// Offset of the network header.
     pub l3: u16,
@@ -101,6 +117,7 @@ fn be16(bytes: &[u8], at: usize) -> u16 {
 ///
 /// Checked: lengths of all headers, the IPv4 header checksum, the UDP length. Not checked: transport checksums, which
 /// are updated incrementally, so that a wrong one stays wrong. One 802.1Q tag is understood, in the frame or beside it.
+/// Extension headers of IPv6 are walked over as far as [`ipv6::upper`] goes.
 ///
 /// # Errors
 /// A [`ParseError`] names the first check that failed.
@@ -145,6 +162,7 @@ fn parse_uncommon(frame: &Frame<'_>, ethertype: u16) -> Result<Parsed, ParseErro
     }
     match ethertype {
         ETHERTYPE_IPV4 => parse_ipv4(bytes, l3, vlan, frame),
+        ETHERTYPE_IPV6 => parse_ipv6(bytes, l3, vlan, frame),
         ETHERTYPE_ARP if bytes.len() >= l3 + crate::arp::LENGTH => Ok(Parsed {
             key: FlowKey::default(),
             kind: PacketKind::Arp,
@@ -306,7 +324,7 @@ fn parse_ipv4(bytes: &[u8], l3: usize, vlan: u16, frame: &Frame<'_>) -> Result<P
     } else {
         (PacketKind::OtherProtocol, 0, 0)
     };
-    if frame.offload.is_segmented() && !segmentation_fits(frame, kind) {
+    if frame.offload.is_segmented() && !segmentation_fits(frame, kind, false) {
         return Err(ParseError::Offload);
     }
     Ok(Parsed {
@@ -321,14 +339,75 @@ fn parse_ipv4(bytes: &[u8], l3: usize, vlan: u16, frame: &Frame<'_>) -> Result<P
     })
 }
 
+fn parse_ipv6(bytes: &[u8], l3: usize, vlan: u16, frame: &Frame<'_>) -> Result<Parsed, ParseError> {
+    let packet = bytes.get(l3..).ok_or(ParseError::Truncated)?;
+    let ip = packet.first_chunk::<{ ipv6::HEADER }>().ok_or(ParseError::Truncated)?;
+    if ip[0] >> 4 != 6 {
+        return Err(ParseError::IpHeader);
+    }
+    let end = ipv6::HEADER + usize::from(be16(ip, ipv6::PAYLOAD_LENGTH));
+    let packet = packet.get(..end).ok_or(ParseError::IpLength)?;
+    let upper = ipv6::upper(packet).map_err(|error| match error {
+        ExtensionError::Truncated => ParseError::Truncated,
+        ExtensionError::TooMany | ExtensionError::Routing => ParseError::Extensions,
+    })?;
+    let transport = &packet[upper.at..];
+    let l4 = (l3 + upper.at) as u16;
+    let (kind, ports, tcp_flags) = match upper.protocol {
+        _ if upper.fragment.is_some_and(|fragment| !fragment.is_atomic()) => (PacketKind::Fragment, 0, 0),
+        PROTOCOL_TCP => {
+            let tcp = transport.first_chunk::<20>().ok_or(ParseError::Truncated)?;
+            let tcp_length = usize::from(tcp[12] >> 4) * 4;
+            if tcp_length < 20 || tcp_length > transport.len() {
+                return Err(ParseError::TcpHeader);
+            }
+            (PacketKind::Tcp, u32::from_le_bytes([tcp[0], tcp[1], tcp[2], tcp[3]]), tcp[13])
+        }
+        PROTOCOL_UDP => {
+            let udp = transport.first_chunk::<8>().ok_or(ParseError::Truncated)?;
+            let length = usize::from(be16(udp, 4));
+            if length < 8 || length > transport.len() {
+                return Err(ParseError::UdpLength);
+            }
+            let partial = frame.offload.is_partial() && frame.offload.checksum_start == l4;
+            if udp[6..] == [0, 0] && !partial {
+                return Err(ParseError::UdpChecksum);
+            }
+            (PacketKind::Udp, u32::from_le_bytes([udp[0], udp[1], udp[2], udp[3]]), 0)
+        }
+        PROTOCOL_ICMPV6 => {
+            let icmp = transport.first_chunk::<8>().ok_or(ParseError::Truncated)?;
+            let kind = match icmp[0] {
+                crate::icmpv6::ROUTER_SOLICITATION..=crate::icmpv6::REDIRECT => PacketKind::NeighbourDiscovery,
+                _ => PacketKind::Icmpv6,
+            };
+            (kind, 0, 0)
+        }
+        _ => (PacketKind::OtherProtocol, 0, 0),
+    };
+    if frame.offload.is_segmented() && !segmentation_fits(frame, kind, true) {
+        return Err(ParseError::Offload);
+    }
+    Ok(Parsed {
+        key: FlowKey::wide(AttachmentIndex(0), upper.protocol, [0; 2], ports),
+        kind,
+        tcp_flags,
+        ttl: ip[ipv6::HOP_LIMIT],
+        l3: l3 as u16,
+        l4,
+        end: (l3 + end) as u32,
+        vlan,
+    })
+}
+
 /// A super-frame of ours has a type that the protocol can have. (One whose checksum starts elsewhere is a tunnelled
 /// one, which is segmented in software before it is sent.)
-fn segmentation_fits(frame: &Frame<'_>, kind: PacketKind) -> bool {
+fn segmentation_fits(frame: &Frame<'_>, kind: PacketKind, wide: bool) -> bool {
     use crate::frame::Segmentation::{None, TcpV4, TcpV6, UdpL4, Unknown};
     match (frame.offload.segmentation(), kind) {
-        (None, _) | (TcpV4, PacketKind::Tcp) | (UdpL4 | TcpV4 | TcpV6, PacketKind::Udp) => {
-            frame.offload.segment_size > 0
-        }
+        (TcpV4, PacketKind::Tcp) => !wide && frame.offload.segment_size > 0,
+        (TcpV6, PacketKind::Tcp) => wide && frame.offload.segment_size > 0,
+        (None, _) | (UdpL4 | TcpV4 | TcpV6, PacketKind::Udp) => frame.offload.segment_size > 0,
         (Unknown(_), _) => false,
         _ => false,
     }
