@@ -27,7 +27,7 @@ pub struct FlowRecord {
     pub reverse_hop: u32,
     /// Low 32 bits of the time of the last packet, in milliseconds. (44…47)
     pub last_seen: u32,
-    /// [`crate::tcp::State`] as a byte. (48)
+    /// [`crate::tcp::State`] as a byte, and [`FlowRecord::LONG_WAY`]. (48)
     pub state: u8,
     /// See the `FLAG_` constants. (49)
     pub flags: u8,
@@ -80,12 +80,22 @@ impl FlowRecord {
     pub const FLAG_LENT: u8 = 4;
     /// Not a flow of this worker: only a note that the flow lives at worker `target`.
     pub const FLAG_AWAY: u8 = 8;
+    /// In `state`: the flow's packets need more than the plan. The steady way compares the whole byte, so that such a flow
+    /// falls out of it at no cost to others.
+    pub const LONG_WAY: u8 = 0x80;
 
     /// Whether the record is in use.
     #[inline]
     #[must_use]
     pub const fn is_live(&self) -> bool {
         self.flags & Self::FLAG_LIVE != 0
+    }
+
+    /// Whether the flow's packets need more than the plan.
+    #[inline]
+    #[must_use]
+    pub const fn goes_long_way(&self) -> bool {
+        self.state & Self::LONG_WAY != 0
     }
 
     /// The key by which packets of a direction are found.

@@ -4,6 +4,8 @@
 use postern_wire::Direction;
 use postern_wire::tcp::{ACK, FIN, RST, SYN};
 
+use crate::record::FlowRecord;
+
 /// State of a flow, as it is stored in a record.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
 #[repr(u8)]
@@ -12,7 +14,7 @@ pub enum State {
     Udp = 0,
     /// The client's SYN was forwarded.
     SynSent = 1,
-    /// The target's SYN-ACK was forwarded.
+    /// The target's SYN was forwarded, most often with its acknowledgement.
     SynReceived = 2,
     /// The handshake is complete.
     Established = 3,
@@ -28,48 +30,150 @@ pub enum State {
 
 /// Seconds that a target has to answer a SYN, and the client to complete the handshake.
 pub const HANDSHAKE_SECONDS: u16 = 30;
-/// Seconds that a flow lingers after both sides have closed.
+/// Seconds without a packet that a flow lingers after both sides have closed.
 pub const CLOSING_SECONDS: u16 = 4;
 /// Seconds that a flow lingers after a RST.
 pub const RESET_SECONDS: u16 = 2;
 
-/// What a segment is to the tracker.
+/// What a segment is to the tracker: all that its flags say. PSH, URG and the flags of ECN (RFC 3168 §6.1) say nothing
+/// about the connection's life.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Segment {
-    /// SYN without ACK.
+    /// SYN alone.
     Syn = 0,
     /// SYN and ACK.
     SynAck = 1,
-    /// FIN, with or without data.
-    Fin = 2,
-    /// RST.
-    Rst = 3,
-    /// Anything else: acknowledgements and data.
-    Data = 4,
+    /// ACK alone: an acknowledgement, data, or both.
+    Ack = 2,
+    /// FIN and ACK.
+    Fin = 3,
+    /// RST alone.
+    Rst = 4,
+    /// RST and ACK.
+    RstAck = 5,
+    /// Neither SYN nor ACK, FIN or RST: the "null" segment.
+    Null = 6,
+    /// What no TCP sends: FIN without ACK (with PSH and URG, the "Christmas tree"), and more than one of SYN, FIN and RST.
+    Nonsense = 7,
 }
 
 impl Segment {
-    /// The kind of a segment with these flags: RST before SYN before FIN.
+    /// The kind of a segment with these flags.
     #[must_use]
     pub const fn of(flags: u8) -> Self {
-        if flags & RST != 0 {
-            Self::Rst
-        } else if flags & SYN != 0 {
-            if flags & ACK != 0 { Self::SynAck } else { Self::Syn }
-        } else if flags & FIN != 0 {
-            Self::Fin
-        } else {
-            Self::Data
+        const SYN_ACK: u8 = SYN | ACK;
+        const FIN_ACK: u8 = FIN | ACK;
+        const RST_ACK: u8 = RST | ACK;
+        match flags & (SYN | ACK | FIN | RST) {
+            SYN => Self::Syn,
+            SYN_ACK => Self::SynAck,
+            ACK => Self::Ack,
+            FIN_ACK => Self::Fin,
+            RST => Self::Rst,
+            RST_ACK => Self::RstAck,
+            0 => Self::Null,
+            _ => Self::Nonsense,
         }
     }
 }
 
+/// What becomes of a segment.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Action {
+    /// It goes on to the other side.
+    Forward,
+    /// It is dropped.
+    Drop,
+    /// It is dropped, and its sender told by a RST that there is no such connection.
+    Refuse,
+    /// It begins a new connection with the tuple of one that has ended: the flow ends, and the segment is a first packet.
+    Reopen,
+}
+
+/// What a segment does to its flow, and what becomes of it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Outcome {
+    /// The state after it.
+    pub next: State,
+    /// What becomes of it.
+    pub action: Action,
+    /// Whether the flow's time without a packet begins anew. A change of state begins it anyway.
+    pub refreshes: bool,
+}
+
+/// Forwarded; the flow's time runs on, so that retransmissions do not keep it in a state that it should leave.
+const fn pass(next: State) -> Outcome {
+    Outcome { next, action: Action::Forward, refreshes: false }
+}
+
+/// Forwarded; a sign of life.
+const fn live(next: State) -> Outcome {
+    Outcome { next, action: Action::Forward, refreshes: true }
+}
+
+const fn drop(next: State) -> Outcome {
+    Outcome { next, action: Action::Drop, refreshes: false }
+}
+
+const fn refuse(next: State) -> Outcome {
+    Outcome { next, action: Action::Refuse, refreshes: false }
+}
+
+const fn reopen(next: State) -> Outcome {
+    Outcome { next, action: Action::Reopen, refreshes: false }
+}
+
+/// The table: by state, by direction (from the client, from the target), by [`Segment`] in its order.
+///
+/// - **SYN sent.** The target may answer with the SYN of a simultaneous open (RFC 9293 §3.5). A target that remembers an
+///   older connection under this port answers with an ACK or FIN of that; the client resets what it did not mean
+///   (RFC 9293 §3.10.7.3), the target forgets it, and the client sends its SYN again: all of which must pass and change
+///   nothing. A RST without ACK means nothing to a client that has only sent a SYN (RFC 9293 §3.10.7.3). A client
+///   that sends ACK or FIN has a connection that is gone.
+/// - **SYN received.** Any ACK of the client completes the handshake: its last segment may have been lost on the way here,
+///   and data followed. Of a simultaneous open, the client's SYN-ACK does.
+/// - **Established, half closed.** A SYN of the client (it has crashed, or reuses its port) goes to the target, which answers
+///   with a challenge (RFC 5961 §4), which the client resets; then its next SYN opens anew. A target can never open.
+/// - **Closing, reset.** The client's SYN opens a new connection at once. An old duplicate of one does no harm, because
+///   the new connection has another SNAT port toward the target, where nothing of the old one is remembered; where only the old
+///   port is free, the target judges the sequence number itself (RFC 9293 §3.6.1, RFC 6191). The target's SYN must not
+///   become a way to the client.
+/// - **Reset.** Whoever goes on sending has not taken the RST (RFC 5961 §3): the flow is what it was.
+///
+/// `Null` and `Nonsense` go nowhere; but in the established state a `Null` segment goes the way of data, which looks for
+/// SYN, FIN and RST only, and its receiver drops it.
+#[rustfmt::skip]
+const TABLE: [[[Outcome; 8]; 2]; 8] = {
+    use State::{Udp as U, SynSent as S, SynReceived as R, Established as E, ClientClosed as C, TargetClosed as T,
+        Closing as L, Reset as X};
+    [
+        // State, from      SYN        SYN-ACK    ACK        FIN        RST      RST-ACK  null     nonsense
+        [/* udp, client */ [live(U),   live(U),   live(U),   live(U),   live(U), live(U), live(U), live(U)],
+         /*      target */ [live(U),   live(U),   live(U),   live(U),   live(U), live(U), live(U), live(U)]],
+        [/* syn sent    */ [pass(S),   drop(S),   refuse(S), refuse(S), pass(S), pass(S), drop(S), drop(S)],
+         /*             */ [live(R),   live(R),   pass(S),   pass(S),   pass(S), live(X), drop(S), drop(S)]],
+        [/* syn received*/ [pass(R),   live(E),   live(E),   live(C),   live(X), live(X), drop(R), drop(R)],
+         /*             */ [pass(R),   pass(R),   pass(R),   live(T),   live(X), live(X), drop(R), drop(R)]],
+        [/* established */ [pass(E),   pass(E),   live(E),   live(C),   live(X), live(X), live(E), drop(E)],
+         /*             */ [drop(E),   pass(E),   live(E),   live(T),   live(X), live(X), live(E), drop(E)]],
+        [/* client      */ [pass(C),   pass(C),   live(C),   live(C),   live(X), live(X), drop(C), drop(C)],
+         /*    closed   */ [drop(C),   pass(C),   live(C),   live(L),   live(X), live(X), drop(C), drop(C)]],
+        [/* target      */ [pass(T),   pass(T),   live(T),   live(L),   live(X), live(X), drop(T), drop(T)],
+         /*    closed   */ [drop(T),   pass(T),   live(T),   live(T),   live(X), live(X), drop(T), drop(T)]],
+        [/* closing     */ [reopen(L), drop(L),   live(L),   live(L),   live(X), live(X), drop(L), drop(L)],
+         /*             */ [drop(L),   pass(L),   live(L),   live(L),   live(X), live(X), drop(L), drop(L)]],
+        [/* reset       */ [reopen(X), drop(X),   live(E),   live(C),   pass(X), pass(X), drop(X), drop(X)],
+         /*             */ [drop(X),   pass(X),   live(E),   live(T),   pass(X), pass(X), drop(X), drop(X)]],
+    ]
+};
+
 impl State {
-    /// Reads the byte of a record; an unknown byte is [`State::Reset`], the shortest-lived.
+    /// Reads the byte of a record; [`FlowRecord::LONG_WAY`] is no part of the state. An unknown byte is [`State::Reset`], the
+    /// shortest-lived.
     #[inline]
     #[must_use]
     pub const fn from_byte(byte: u8) -> Self {
-        match byte {
+        match byte & !FlowRecord::LONG_WAY {
             0 => Self::Udp,
             1 => Self::SynSent,
             2 => Self::SynReceived,
@@ -79,6 +183,13 @@ impl State {
             6 => Self::Closing,
             _ => Self::Reset,
         }
+    }
+
+    /// The state of a record.
+    #[inline]
+    #[must_use]
+    pub const fn of(record: &FlowRecord) -> Self {
+        Self::from_byte(record.state)
     }
 
     /// The name in listings.
@@ -103,12 +214,6 @@ impl State {
         matches!(self, Self::SynSent | Self::SynReceived)
     }
 
-    /// Whether a SYN from the client begins a new connection with this tuple.
-    #[must_use]
-    pub const fn may_reopen(self) -> bool {
-        matches!(self, Self::Closing | Self::Reset)
-    }
-
     /// The seconds without a packet after which a flow in this state ends, where the listener's idle time is `idle`.
     #[must_use]
     pub const fn idle_seconds(self, idle: u16) -> u16 {
@@ -120,88 +225,96 @@ impl State {
         }
     }
 
-    /// The state after a segment from `direction`. Every segment of a known flow is forwarded; states only decide how
-    /// long the flow lives.
-    ///
-    /// A client's SYN in a state that [may reopen](Self::may_reopen) is not asked here: it makes a new flow.
+    /// What a segment from `direction` does in this state.
     #[must_use]
-    pub const fn after(self, direction: Direction, segment: Segment) -> Self {
-        use Direction::{Forward, Reverse};
-        match (self, segment, direction) {
-            (Self::Udp, _, _) => Self::Udp,
-            // A client that has only sent a SYN resets what it did not mean: the answer of a connection that its target
-            // remembers under this port (RFC 9293 §3.10.7.3). The target forgets it, and the client sends its SYN again.
-            (Self::SynSent, Segment::Rst, Forward) => Self::SynSent,
-            (_, Segment::Rst, _) => Self::Reset,
-            (Self::SynSent, Segment::SynAck, Reverse) => Self::SynReceived,
-            (Self::SynReceived, Segment::Data, Forward) => Self::Established,
-            (Self::SynReceived | Self::Established, Segment::Fin, Forward) => Self::ClientClosed,
-            (Self::SynReceived | Self::Established, Segment::Fin, Reverse) => Self::TargetClosed,
-            (Self::ClientClosed, Segment::Fin, Reverse) | (Self::TargetClosed, Segment::Fin, Forward) => Self::Closing,
-            (Self::Reset, Segment::Data | Segment::Fin, _) => Self::Established,
-            (state, _, _) => state,
-        }
+    pub const fn outcome(self, direction: Direction, segment: Segment) -> Outcome {
+        TABLE[self as usize][direction as usize][segment as usize]
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use Direction::{Forward, Reverse};
-    use State::*;
+    use postern_wire::tcp::{CWR, ECE, PSH, URG};
 
-    /// The whole table: state, then the outcome of Syn, SynAck, Fin, Rst, Data from the client, then from the target.
-    const GOLDEN: [(State, [State; 5], [State; 5]); 8] = [
-        (Udp, [Udp; 5], [Udp; 5]),
-        (SynSent, [SynSent, SynSent, SynSent, SynSent, SynSent], [SynSent, SynReceived, SynSent, Reset, SynSent]),
-        (
-            SynReceived,
-            [SynReceived, SynReceived, ClientClosed, Reset, Established],
-            [SynReceived, SynReceived, TargetClosed, Reset, SynReceived],
-        ),
-        (
-            Established,
-            [Established, Established, ClientClosed, Reset, Established],
-            [Established, Established, TargetClosed, Reset, Established],
-        ),
-        (
-            ClientClosed,
-            [ClientClosed, ClientClosed, ClientClosed, Reset, ClientClosed],
-            [ClientClosed, ClientClosed, Closing, Reset, ClientClosed],
-        ),
-        (
-            TargetClosed,
-            [TargetClosed, TargetClosed, Closing, Reset, TargetClosed],
-            [TargetClosed, TargetClosed, TargetClosed, Reset, TargetClosed],
-        ),
-        (Closing, [Closing, Closing, Closing, Reset, Closing], [Closing, Closing, Closing, Reset, Closing]),
-        (Reset, [Reset, Reset, Established, Reset, Established], [Reset, Reset, Established, Reset, Established]),
+    const STATES: [State; 8] = [
+        State::Udp,
+        State::SynSent,
+        State::SynReceived,
+        State::Established,
+        State::ClientClosed,
+        State::TargetClosed,
+        State::Closing,
+        State::Reset,
     ];
 
+    /// Every outcome in words: state, side, then for each set of SYN, FIN, RST and ACK what happens; `+` where the
+    /// flow's time begins anew.
+    fn outcomes() -> String {
+        let mut text = String::new();
+        for state in STATES {
+            for (side, direction) in [("client", Direction::Forward), ("target", Direction::Reverse)] {
+                text += &format!("{} {side}\n", state.name());
+                for flags in 0..16u8 {
+                    let names = [(1, "SYN", SYN), (2, "FIN", FIN), (4, "RST", RST), (8, "ACK", ACK)];
+                    let set: Vec<_> = names.iter().filter(|(bit, _, _)| flags & bit != 0).collect();
+                    let bits = set.iter().fold(0, |bits, (_, _, bit)| bits | bit);
+                    let name: Vec<_> = set.iter().map(|(_, name, _)| *name).collect();
+                    let Outcome { next, action, refreshes } = state.outcome(direction, Segment::of(bits));
+                    let action = format!("{action:?}").to_lowercase();
+                    let mark = if refreshes { " +" } else { "" };
+                    let name = if name.is_empty() { "none".to_owned() } else { name.join(" ") };
+                    text += &format!("  {name}: {action}, {}{mark}\n", next.name());
+                    // The other flags change nothing.
+                    for others in (0..=255u8).filter(|others| others & (SYN | FIN | RST | ACK) == 0) {
+                        assert_eq!(others & !(PSH | URG | ECE | CWR), 0);
+                        assert_eq!(Segment::of(bits | others), Segment::of(bits));
+                    }
+                }
+            }
+        }
+        text
+    }
+
     #[test]
-    fn every_state_segment_and_direction_has_the_outcome_of_the_table() {
-        let segments = [Segment::Syn, Segment::SynAck, Segment::Fin, Segment::Rst, Segment::Data];
-        for (state, from_client, from_target) in GOLDEN {
-            for (at, segment) in segments.into_iter().enumerate() {
-                assert_eq!(state.after(Forward, segment), from_client[at], "{state:?} {segment:?} from the client");
-                assert_eq!(state.after(Reverse, segment), from_target[at], "{state:?} {segment:?} from the target");
+    fn every_state_direction_and_set_of_flags_has_the_outcome_of_the_golden_table() {
+        let golden = include_str!("tcp_outcomes.txt");
+        assert!(outcomes() == golden, "outcomes have changed; they are now:\n{}", outcomes());
+    }
+
+    #[test]
+    fn nothing_that_no_tcp_sends_goes_on_or_changes_anything() {
+        for state in STATES.into_iter().filter(|state| *state != State::Udp) {
+            for direction in [Direction::Forward, Direction::Reverse] {
+                for flags in [SYN | FIN, SYN | RST, FIN | PSH | URG, 0, RST | FIN, SYN | FIN | RST | ACK, 255] {
+                    let outcome = state.outcome(direction, Segment::of(flags));
+                    assert_eq!(outcome.next, state);
+                    let passes = state == State::Established && flags == 0;
+                    assert_eq!(outcome.action == Action::Drop, !passes, "{state:?} {flags:#x}");
+                }
             }
         }
     }
 
     #[test]
-    fn a_reset_counts_before_any_other_flag() {
-        assert_eq!(Segment::of(RST | SYN | FIN | ACK), Segment::Rst);
-        assert_eq!(Segment::of(SYN | FIN), Segment::Syn);
-        assert_eq!(Segment::of(FIN | ACK), Segment::Fin);
-        assert_eq!(Segment::of(ACK), Segment::Data);
+    fn a_target_can_open_nothing_and_no_client_completes_a_handshake_that_no_target_has_begun() {
+        for state in
+            STATES.into_iter().filter(|state| !matches!(state, State::Udp | State::SynSent | State::SynReceived))
+        {
+            assert_eq!(state.outcome(Direction::Reverse, Segment::Syn).action, Action::Drop);
+        }
+        let kinds = [Segment::Syn, Segment::SynAck, Segment::Ack, Segment::Fin, Segment::Rst, Segment::RstAck];
+        for segment in kinds {
+            assert_eq!(State::SynSent.outcome(Direction::Forward, segment).next, State::SynSent);
+        }
     }
 
     #[test]
-    fn bytes_of_records_come_back_as_states() {
-        for (state, _, _) in GOLDEN {
+    fn bytes_of_records_come_back_as_states_whatever_way_the_flow_goes() {
+        for state in STATES {
             assert_eq!(State::from_byte(state as u8), state);
+            assert_eq!(State::from_byte(state as u8 | FlowRecord::LONG_WAY), state);
         }
-        assert_eq!(State::from_byte(200), Reset);
+        assert_eq!(State::from_byte(100), State::Reset);
     }
 }

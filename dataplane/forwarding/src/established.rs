@@ -2,7 +2,7 @@
 
 use std::hint::select_unpredictable;
 
-use postern_flows::tcp::Segment;
+use postern_flows::tcp::{Action, Segment};
 use postern_flows::{FlowRecord, State};
 use postern_measurement::Now;
 use postern_tables::snapshot::{Endpoint, EndpointIndex, TargetIndex};
@@ -112,8 +112,10 @@ impl Forwarder<'_> {
             return self.stale(frame, slot, note, outbox, now);
         }
         if parsed.tcp_flags & (SYN | FIN | RST) != 0 || STEADY >> (record.state & 31) & 1 == 0 {
-            if !self.track(frame, slot, now) {
-                return self.reopen(frame, slot, note, outbox, now);
+            match self.track(frame, slot, now) {
+                Action::Forward => {}
+                Action::Reopen => return self.reopen(frame, slot, note, outbox, now),
+                action => return self.refuse_segment(frame, slot, action, outbox, now),
             }
         } else {
             record.last_seen = now.tick();
@@ -178,34 +180,35 @@ impl Forwarder<'_> {
         Verdict::Forward(hop.port)
     }
 
-    /// Moves the TCP state; false if the segment begins a new connection with the old one's tuple.
+    /// Moves the TCP state by the one table of [`State::outcome`].
     #[cold]
-    fn track(&mut self, frame: &mut Frame<'_>, slot: &Slot, now: Now) -> bool {
+    fn track(&mut self, frame: &mut Frame<'_>, slot: &Slot, now: Now) -> Action {
         let index = slot.found.index();
         let record = *self.table.record(index);
         let segment = Segment::of(slot.parsed.tcp_flags);
-        let state = State::from_byte(record.state);
+        let state = State::of(&record);
         let direction = slot.found.direction();
-        if direction == Direction::Forward && segment == Segment::Syn && state.may_reopen() {
-            return false;
+        let outcome = state.outcome(direction, segment);
+        if outcome.action != Action::Forward {
+            return outcome.action;
         }
-        if let Some(counters) = self.counters.endpoints.get(record.endpoint as usize)
-            && segment == Segment::Rst
-        {
-            let counter =
-                if direction == Direction::Forward { &counters.client_resets } else { &counters.target_resets };
-            counter.add(1);
+        match segment {
+            Segment::Rst | Segment::RstAck => {
+                if let Some(counters) = self.counters.endpoints.get(record.endpoint as usize) {
+                    let counter =
+                        if direction == Direction::Forward { &counters.client_resets } else { &counters.target_resets };
+                    counter.add(1);
+                }
+            }
+            Segment::Syn | Segment::SynAck => self.clamp(frame, &slot.parsed, &record),
+            _ => {}
         }
-        if matches!(segment, Segment::Syn | Segment::SynAck) {
-            self.clamp(frame, &slot.parsed, &record);
-        }
-        let next = state.after(direction, segment);
+        let next = outcome.next;
         if next == state {
-            // Retransmissions must not keep a flow in a state that it should leave.
-            if matches!(state, State::Established | State::ClientClosed | State::TargetClosed) {
+            if outcome.refreshes {
                 self.table.record_mut(index).last_seen = now.tick();
             }
-            return true;
+            return Action::Forward;
         }
         if state.is_half_open() && !next.is_half_open() {
             self.leave_half_open(index);
@@ -213,13 +216,37 @@ impl Forwarder<'_> {
         let idle_seconds = next.idle_seconds(record.listener_idle_seconds);
         let record = self.table.record_mut(index);
         let shorter = idle_seconds < record.idle_seconds;
-        record.state = next as u8;
+        record.state = next as u8 | record.state & FlowRecord::LONG_WAY;
         record.idle_seconds = idle_seconds;
         record.last_seen = now.tick();
         if shorter {
             self.table.reschedule(index, now.seconds());
         }
-        true
+        Action::Forward
+    }
+
+    /// A segment that the state of its flow does not allow, or that no TCP sends; the flow stays as it is.
+    #[cold]
+    fn refuse_segment(
+        &mut self,
+        frame: &Frame<'_>,
+        slot: &Slot,
+        action: Action,
+        outbox: &mut Outbox,
+        now: Now,
+    ) -> Verdict {
+        let endpoint = self.table.record(slot.found.index()).endpoint;
+        if action == Action::Refuse
+            && self.answer_reset(frame, &slot.parsed, outbox, now)
+            && let Some(counters) = self.counters.endpoints.get(endpoint as usize)
+        {
+            counters.own_resets.add(1);
+        }
+        let reason = match Segment::of(slot.parsed.tcp_flags) {
+            Segment::Null | Segment::Nonsense => DropReason::TcpFlags,
+            _ => DropReason::TcpState,
+        };
+        self.refuse_for(endpoint, reason)
     }
 
     /// The client opens a new connection with the tuple of one that has ended.

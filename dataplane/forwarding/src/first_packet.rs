@@ -3,6 +3,7 @@
 
 use std::net::Ipv4Addr;
 
+use postern_flows::tcp::Segment;
 use postern_flows::{FlowRecord, InsertError, State};
 use postern_measurement::Now;
 use postern_tables::health::PROBE_PORTS;
@@ -141,6 +142,9 @@ impl Forwarder<'_> {
         });
         if !listening {
             return self.refuse_for(index.0, DropReason::NoListener);
+        }
+        if matches!(Segment::of(parsed.tcp_flags), Segment::Null | Segment::Nonsense) {
+            return self.refuse_for(index.0, DropReason::TcpFlags);
         }
         if parsed.tcp_flags & RST == 0
             && self.answer_reset(frame, parsed, outbox, now)

@@ -169,7 +169,7 @@ impl Forwarder<'_> {
             views.push(FlowView {
                 forward: record.key(Direction::Forward),
                 reverse: record.key(Direction::Reverse),
-                state: State::from_byte(record.state).name(),
+                state: State::of(record).name(),
                 endpoint: record.endpoint,
                 target: record.target,
                 age_seconds: now.tick().wrapping_sub(record.started) / 1000,

@@ -123,6 +123,8 @@ drop_reasons! {
     TargetUnhealthy = "target_unhealthy",
     /// A TCP segment that the state of its flow does not allow.
     TcpState = "tcp_state",
+    /// A TCP segment with flags that no TCP sends.
+    TcpFlags = "tcp_flags",
     /// Every port of the SNAT pool toward the target is in use.
     PortsExhausted = "ports_exhausted",
     /// The pool has no SNAT address.

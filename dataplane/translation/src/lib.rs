@@ -1,10 +1,13 @@
 //! How to rewrite: plans, SNAT ports, ICMP quotes, MSS, segmentation.
 #![forbid(unsafe_code)]
 
+pub mod crc32c;
 pub mod icmp;
+pub mod insertion;
 pub mod mss;
 pub mod plan;
 pub mod ports;
+pub mod proxy_header;
 pub mod rewrite;
 pub mod segmentation;
 

@@ -409,6 +409,8 @@ pub(super) fn tcp(
     header.ack = flags.0 & 16 != 0;
     header.fin = flags.0 & 1 != 0;
     header.rst = flags.0 & 4 != 0;
+    header.psh = flags.0 & 8 != 0;
+    header.urg = flags.0 & 32 != 0;
     if header.syn {
         header.set_options(&[etherparse::TcpOptionElement::MaximumSegmentSize(1460)]).unwrap();
     }

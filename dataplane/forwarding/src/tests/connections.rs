@@ -86,7 +86,7 @@ fn a_closed_connection_lingers_for_retransmissions_and_then_frees_its_port() {
     bed.one(CONSUMER_A, &tcp(CONSUMER_A, client, WEB, Flags::ACK, 1002, 5002, b""));
     bed.wait_seconds(3);
     bed.one(PROVIDER, &tcp(PROVIDER, target, snat, Flags::FIN, 5001, 1002, b""));
-    bed.wait_seconds(4);
+    bed.wait_seconds(6);
     assert_eq!(bed.total(|counters| counters.flows.get()), 0);
     let sent = bed.receive(PROVIDER, &tcp(PROVIDER, target, snat, Flags::FIN, 5001, 1002, b""));
     assert_eq!(bed.verdict, Verdict::Drop(DropReason::Unsolicited));

@@ -5,3 +5,4 @@ mod connections;
 mod errors;
 mod noise;
 mod ports;
+mod tcp_life;
