@@ -47,8 +47,9 @@ fn lookup(criterion: &mut Criterion) {
     for flows in [1_000, 100_000, 1_000_000, 4_000_000] {
         let live = scaled(flows);
         let options = RegionOptions { populate: false, huge_pages: true };
-        let mut region = Region::anonymous(FlowTable::region_size(live), options).expect("memory for the flow table");
-        let mut table = FlowTable::create(region.bytes_mut(), live, [11, 22, 33, 44]).expect("a new flow table");
+        let mut region =
+            Region::anonymous(FlowTable::region_size(live, 0), options).expect("memory for the flow table");
+        let mut table = FlowTable::create(region.bytes_mut(), live, 0, [11, 22, 33, 44]).expect("a new flow table");
         let endpoint = SocketAddrV4::new(Ipv4Addr::new(172, 20, 0, 100), 443);
         let client = |number: u32| SocketAddrV4::new(Ipv4Addr::from_bits(0x0a00_0000 + number), 40_000);
         let forward = |number| FlowKey::new(AttachmentIndex(0), 6, client(number), endpoint);

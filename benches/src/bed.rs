@@ -110,7 +110,7 @@ pub struct Connection {
 /// # Errors
 /// When the memory cannot be had.
 pub fn region(flows: u32) -> Result<Region, BedError> {
-    Ok(Region::anonymous(Forwarder::region_size(flows), RegionOptions { populate: false, huge_pages: true })?)
+    Ok(Region::anonymous(Forwarder::region_size(flows, 0), RegionOptions { populate: false, huge_pages: true })?)
 }
 
 /// The tables of the fixture. With the same `targets`, two snapshots differ in nothing but their generation.
@@ -210,6 +210,7 @@ impl<'m> Bed<'m> {
             worker: WorkerIndex(0),
             workers: 1,
             flows,
+            ipv6_flows: 0,
             // Fixed, so that two runs execute the same instructions.
             secret: [0x243f_6a88_85a3_08d3, 0x1319_8a2e_0370_7344, 0xa409_3822_299f_31d0, 0x082e_fa98_ec4e_6c89],
             ports: vec![port(CONSUMER_MAC), port(PROVIDER_MAC)],

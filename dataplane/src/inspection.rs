@@ -12,7 +12,7 @@ pub mod prometheus;
 pub mod report;
 pub mod server;
 
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
 
@@ -42,7 +42,7 @@ pub struct FlowFilter {
     pub endpoint: Option<String>,
     /// Of this client only.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub client: Option<Ipv4Addr>,
+    pub client: Option<IpAddr>,
     /// Most flows; default [`FLOWS`].
     #[serde(skip_serializing_if = "Option::is_none")]
     pub limit: Option<u64>,

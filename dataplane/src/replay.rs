@@ -97,10 +97,11 @@ pub fn replay(checked: &Checked, replay: &Replay) -> Result<CountersReport, Repl
         worker: WorkerIndex(0),
         workers: 1,
         flows: checked.workers.flows,
+        ipv6_flows: checked.workers.flows / 4,
         secret: SECRET,
         ports: infos.clone(),
     };
-    let mut memory = vec![0u64; Forwarder::region_size(config.flows).div_ceil(8)];
+    let mut memory = vec![0u64; Forwarder::region_size(config.flows, config.ipv6_flows).div_ceil(8)];
     let memory = zerocopy::IntoBytes::as_mut_bytes(memory.as_mut_slice());
     let ownership = Arc::new(Ownership::even(1, [SECRET[0], SECRET[1]]));
     let forwarder = Forwarder::new(&config, memory, snapshot.clone(), ownership, counters.clone())?;

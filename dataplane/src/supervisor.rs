@@ -69,8 +69,10 @@ pub enum WorkerError {
 /// What all workers are started with.
 #[derive(Clone, Debug)]
 pub struct WorkerPlan {
-    /// Most live flows of each.
+    /// Most live flows of each whose addresses are all IPv4.
     pub flows: u32,
+    /// Most live flows of each with an IPv6 side.
+    pub ipv6_flows: u32,
     /// The CPU of each; empty: not pinned.
     pub cpus: Vec<usize>,
     /// What they do when there is nothing to do.
@@ -182,7 +184,7 @@ fn forward(
     first: &mut Option<&mpsc::Sender<Result<(), WorkerError>>>,
 ) -> Result<(), WorkerError> {
     let options = RegionOptions { populate: false, huge_pages: true };
-    let mut region = Region::anonymous(Forwarder::region_size(plan.flows), options)
+    let mut region = Region::anonymous(Forwarder::region_size(plan.flows, plan.ipv6_flows), options)
         .map_err(|source| WorkerError::Region { worker, source })?;
     let [a, b, c, d] = plan.secret;
     // Odd constants, so that no two workers or lives share a key.
@@ -191,6 +193,7 @@ fn forward(
         worker: WorkerIndex(worker as u16),
         workers: shared.links.len() as u16,
         flows: plan.flows,
+        ipv6_flows: plan.ipv6_flows,
         secret: [a ^ number, b.wrapping_add(number), c ^ number.rotate_left(32), d],
         ports: shared.ports.lock().map_or_else(|poisoned| poisoned.into_inner().clone(), |ports| ports.clone()),
     };

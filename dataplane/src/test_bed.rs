@@ -160,10 +160,12 @@ pub(crate) fn forwarder(shared: &Shared, worker: usize) -> Forwarder<'static> {
         worker: WorkerIndex(worker as u16),
         workers: shared.links.len() as u16,
         flows: 1024,
+        ipv6_flows: 1024,
         secret: [0x243f_6a88_85a3_08d3, 0x1319_8a2e_0370_7344, 0xa409_3822_299f_31d0, 0x082e_fa98_ec4e_6c89],
         ports: infos(),
     };
-    let region = Region::anonymous(Forwarder::region_size(config.flows), RegionOptions::default()).unwrap();
+    let region =
+        Region::anonymous(Forwarder::region_size(config.flows, config.ipv6_flows), RegionOptions::default()).unwrap();
     let counters = shared.links[worker].counters.clone();
     Forwarder::new(&config, region.leak(), shared.tables.load(), ownership(shared.links.len()), counters).unwrap()
 }

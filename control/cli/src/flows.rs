@@ -1,6 +1,6 @@
 //! `postern flows`: the live flows of a running gateway.
 
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 use std::process::ExitCode;
 
 use clap::Args;
@@ -20,7 +20,7 @@ pub(crate) struct Arguments {
     endpoint: Option<String>,
     /// Only flows of this client
     #[arg(long, value_name = "ADDRESS")]
-    client: Option<Ipv4Addr>,
+    client: Option<IpAddr>,
     /// Most flows to list
     #[arg(long, default_value_t = FLOWS)]
     limit: u64,

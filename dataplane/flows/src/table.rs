@@ -1,17 +1,22 @@
-//! The flow table: a region with its header, index, wheel and records.
+//! The flow table: a region with its header, index, wheel, records and addresses.
+//!
+//! There are two classes of flows, each with records of its own: narrow ones, whose addresses are all IPv4 and stand in their
+//! keys, and wide ones, which have [`WideAddresses`] besides. Records 0…narrow-1 are narrow; wide ones follow.
 
 use postern_prefetch::prefetch;
+use postern_wire::ipv6::{AddressPair, octets};
 use postern_wire::{Direction, FlowKey};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 use crate::index::{self, Bucket, REVERSE, buckets_for};
 use crate::record::{FlowRecord, NONE};
 use crate::wheel::{self, SLOTS};
+use crate::wide::WideAddresses;
 
 /// `"POSTERNF"`, little-endian.
 const MAGIC: u64 = u64::from_le_bytes(*b"POSTERNF");
 /// Version of the region's layout; a region of another version is refused.
-pub const LAYOUT_VERSION: u32 = 3;
+pub const LAYOUT_VERSION: u32 = 4;
 
 /// The first 128 bytes of a region.
 #[derive(Debug, Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout)]
@@ -19,19 +24,25 @@ pub const LAYOUT_VERSION: u32 = 3;
 struct Header {
     magic: u64,
     version: u32,
-    capacity: u32,
+    /// Narrow records.
+    narrow: u32,
     size: u64,
     /// Secret of the hash.
     secret: [u64; 4],
-    /// First free record, or [`NONE`].
+    /// First free narrow record, or [`NONE`].
     free: u32,
-    /// Records from here on were never used.
+    /// Narrow records from here on were never used.
     fresh: u32,
     live: u32,
-    reserved: u32,
+    /// Wide records.
+    wide: u32,
     /// The wheel has been turned up to this second.
     turned: u64,
-    padding: [u64; 6],
+    /// First free wide record, or [`NONE`].
+    wide_free: u32,
+    /// Wide records from here on were never used.
+    wide_fresh: u32,
+    padding: [u64; 5],
 }
 
 const _: () = assert!(size_of::<Header>() == 128);
@@ -113,38 +124,43 @@ pub struct FlowTable<'m> {
     buckets: &'m mut [Bucket],
     slots: &'m mut [u32],
     records: &'m mut [FlowRecord],
+    /// Of the wide records.
+    wide: &'m mut [WideAddresses],
     secret: [u64; 4],
 }
 
 impl<'m> FlowTable<'m> {
-    /// Bytes of a region for so many flows.
+    /// Bytes of a region for so many narrow and wide flows.
     #[must_use]
-    pub const fn region_size(flows: u32) -> usize {
+    pub const fn region_size(flows: u32, wide: u32) -> usize {
         size_of::<Header>()
-            + buckets_for(flows) * size_of::<Bucket>()
+            + buckets_for(flows.saturating_add(wide)) * size_of::<Bucket>()
             + SLOTS * size_of::<u32>()
-            + flows as usize * size_of::<FlowRecord>()
+            + (flows as usize + wide as usize) * size_of::<FlowRecord>()
+            + wide as usize * size_of::<WideAddresses>()
     }
 
     /// Makes an empty table in zeroed memory. Records are not touched, so memory is used as flows come.
     ///
     /// # Errors
     /// When the memory is too small or not aligned to 8 bytes.
-    pub fn create(memory: &'m mut [u8], flows: u32, secret: [u64; 4]) -> Result<Self, RegionError> {
-        let size = Self::region_size(flows);
-        let table = Self::lay_out(memory, flows, size)?;
+    pub fn create(memory: &'m mut [u8], flows: u32, wide: u32, secret: [u64; 4]) -> Result<Self, RegionError> {
+        let size = Self::region_size(flows, wide);
+        let table = Self::lay_out(memory, flows, wide, size)?;
         *table.header = Header {
             magic: MAGIC,
             version: LAYOUT_VERSION,
-            capacity: flows,
+            narrow: flows,
             size: size as u64,
             secret,
             free: NONE,
             fresh: 0,
             live: 0,
-            reserved: 0,
+            wide,
             turned: 0,
-            padding: [0; 6],
+            wide_free: NONE,
+            wide_fresh: flows,
+            padding: [0; 5],
         };
         table.slots.fill(NONE);
         Ok(Self { secret, ..table })
@@ -162,22 +178,24 @@ impl<'m> FlowTable<'m> {
             let found = if header.magic == MAGIC { header.version } else { 0 };
             return Err(RegionError::Layout { found });
         }
-        let size = Self::region_size(header.capacity);
-        let table = Self::lay_out(memory, header.capacity, size)?;
+        let size = Self::region_size(header.narrow, header.wide);
+        let table = Self::lay_out(memory, header.narrow, header.wide, size)?;
         Ok(Self { secret: header.secret, ..table })
     }
 
-    fn lay_out(memory: &'m mut [u8], flows: u32, needed: usize) -> Result<Self, RegionError> {
+    fn lay_out(memory: &'m mut [u8], flows: u32, wide: u32, needed: usize) -> Result<Self, RegionError> {
         let given = memory.len();
         let error = |_: ()| RegionError::Alignment;
         let memory = memory.get_mut(..needed).ok_or(RegionError::Size { given, needed })?;
+        let (all, wide) = (flows.saturating_add(wide), wide as usize);
         let (header, rest) = Header::mut_from_prefix(memory).map_err(|_| ()).map_err(error)?;
         let (buckets, rest) =
-            <[Bucket]>::mut_from_prefix_with_elems(rest, buckets_for(flows)).map_err(|_| ()).map_err(error)?;
+            <[Bucket]>::mut_from_prefix_with_elems(rest, buckets_for(all)).map_err(|_| ()).map_err(error)?;
         let (slots, rest) = <[u32]>::mut_from_prefix_with_elems(rest, SLOTS).map_err(|_| ()).map_err(error)?;
-        let (records, _) =
-            <[FlowRecord]>::mut_from_prefix_with_elems(rest, flows as usize).map_err(|_| ()).map_err(error)?;
-        Ok(Self { header, buckets, slots, records, secret: [0; 4] })
+        let (records, rest) =
+            <[FlowRecord]>::mut_from_prefix_with_elems(rest, all as usize).map_err(|_| ()).map_err(error)?;
+        let (wide, _) = <[WideAddresses]>::mut_from_prefix_with_elems(rest, wide).map_err(|_| ()).map_err(error)?;
+        Ok(Self { header, buckets, slots, records, wide, secret: [0; 4] })
     }
 
     /// Keyed hash of a key: two folded 64 × 64-bit multiplications with 256 bits of secret.
@@ -186,6 +204,23 @@ impl<'m> FlowTable<'m> {
     pub const fn hash(&self, key: FlowKey) -> u64 {
         let once = fold_multiply(key.addresses ^ self.secret[0], key.rest ^ self.secret[1]);
         fold_multiply(once ^ self.secret[2], self.secret[3])
+    }
+
+    /// The address word of an IPv6 address: what stands for it in a key.
+    #[inline(always)]
+    #[must_use]
+    pub const fn word(&self, address: &[u8; 16]) -> u32 {
+        let address = u128::from_le_bytes(*address);
+        let once = fold_multiply(address as u64 ^ self.secret[2], (address >> 64) as u64 ^ self.secret[3]);
+        (once ^ (once >> 32)) as u32
+    }
+
+    /// The address words of source and destination.
+    #[inline(always)]
+    #[must_use]
+    pub const fn words(&self, addresses: &AddressPair) -> [u32; 2] {
+        let (source, destination) = octets(addresses);
+        [self.word(source), self.word(destination)]
     }
 
     /// Where the look-up of a hash begins.
@@ -213,6 +248,52 @@ impl<'m> FlowTable<'m> {
     #[inline(always)]
     pub fn prefetch_record(&self, found: Found) {
         prefetch(self.records, found.index() as usize);
+    }
+
+    /// Brings the addresses of a wide record on their way into the cache.
+    #[inline(always)]
+    pub fn prefetch_wide(&self, found: Found) {
+        prefetch(self.wide, found.index().wrapping_sub(self.header.narrow) as usize);
+    }
+
+    /// Whether a record is a wide one.
+    #[inline]
+    #[must_use]
+    pub const fn is_wide(&self, index: u32) -> bool {
+        index >= self.header.narrow
+    }
+
+    /// The addresses beside a record; `None` if it is narrow.
+    #[inline(always)]
+    #[must_use]
+    pub fn wide(&self, index: u32) -> Option<&WideAddresses> {
+        self.wide.get(index.wrapping_sub(self.header.narrow) as usize)
+    }
+
+    /// The record and its addresses, if the key of an IPv6 packet with these addresses leads to it.
+    #[inline(always)]
+    #[must_use]
+    pub fn confirm_wide(
+        &mut self,
+        found: Found,
+        key: FlowKey,
+        addresses: &AddressPair,
+    ) -> Option<(&mut FlowRecord, &WideAddresses)> {
+        let wide = self.wide.get(found.index().wrapping_sub(self.header.narrow) as usize)?;
+        let record = self.records.get_mut(found.index() as usize)?;
+        let direction = found.direction();
+        (record.key(direction) == key && wide.of(direction) == addresses).then_some((record, wide))
+    }
+
+    /// The record of an IPv6 packet with this key and these addresses.
+    #[must_use]
+    pub fn find_wide(&self, key: FlowKey, hash: u64, addresses: &AddressPair) -> Found {
+        let is = |entry: u32| {
+            let (index, direction) = (Found(entry).index(), Found(entry).direction());
+            self.records[index as usize].key(direction) == key
+                && self.wide(index).is_some_and(|wide| wide.of(direction) == addresses)
+        };
+        index::find(self.buckets, self.place(hash), hash, is).map_or(Found::NOTHING, Found)
     }
 
     /// The record, if the key leads to it.
@@ -259,6 +340,51 @@ impl<'m> FlowTable<'m> {
         complete: impl FnOnce(&mut FlowRecord),
     ) -> Result<u32, InsertError> {
         let index = if self.header.free != NONE { self.header.free } else { self.header.fresh };
+        if index >= self.header.narrow {
+            return Err(InsertError::TableFull);
+        }
+        let next_free = self.fill(index, hash, seconds, model, complete)?;
+        if self.header.free != NONE {
+            self.header.free = next_free;
+        } else {
+            self.header.fresh += 1;
+        }
+        Ok(index)
+    }
+
+    /// Records a wide flow. See [`Self::insert_with`].
+    ///
+    /// # Errors
+    /// As [`Self::insert`].
+    pub fn insert_wide(
+        &mut self,
+        hash: u64,
+        seconds: u64,
+        model: &FlowRecord,
+        addresses: &WideAddresses,
+        complete: impl FnOnce(&mut FlowRecord),
+    ) -> Result<u32, InsertError> {
+        let index = if self.header.wide_free != NONE { self.header.wide_free } else { self.header.wide_fresh };
+        let next_free = self.fill(index, hash, seconds, model, complete)?;
+        self.wide[(index - self.header.narrow) as usize] = *addresses;
+        if self.header.wide_free != NONE {
+            self.header.wide_free = next_free;
+        } else {
+            self.header.wide_fresh += 1;
+        }
+        Ok(index)
+    }
+
+    /// Fills a free record, indexes it and sets its timer; returns what came after it in the free list.
+    #[inline(always)]
+    fn fill(
+        &mut self,
+        index: u32,
+        hash: u64,
+        seconds: u64,
+        model: &FlowRecord,
+        complete: impl FnOnce(&mut FlowRecord),
+    ) -> Result<u32, InsertError> {
         let Some(record) = self.records.get_mut(index as usize) else { return Err(InsertError::TableFull) };
         let next_free = record.timer_next;
         // Written before it is indexed: making room for its second key may move the entry of its first, which takes the
@@ -278,15 +404,10 @@ impl<'m> FlowTable<'m> {
             self.release(index, next_free);
             return Err(InsertError::BucketFull);
         }
-        if self.header.free != NONE {
-            self.header.free = next_free;
-        } else {
-            self.header.fresh += 1;
-        }
         self.header.live += 1;
         // One more second, because the slot is turned when its second begins.
         wheel::link(self.slots, self.records, index, seconds + u64::from(idle_seconds) + 1);
-        Ok(index)
+        Ok(next_free)
     }
 
     #[inline]
@@ -317,8 +438,14 @@ impl<'m> FlowTable<'m> {
             index::remove(self.buckets, self.hash(record.reverse), index | REVERSE);
         }
         wheel::unlink(self.slots, self.records, index);
-        self.release(index, self.header.free);
-        self.header.free = index;
+        if let Some(wide) = self.wide.get_mut(index.wrapping_sub(self.header.narrow) as usize) {
+            *wide = WideAddresses::NONE;
+            self.release(index, self.header.wide_free);
+            self.header.wide_free = index;
+        } else {
+            self.release(index, self.header.free);
+            self.header.free = index;
+        }
         self.header.live -= 1;
     }
 
@@ -394,10 +521,11 @@ impl<'m> FlowTable<'m> {
         self.header.live
     }
 
-    /// Records that were ever used; higher numbers hold nothing.
+    /// The first record from `index` on that was ever used; `None` if there is none. Others hold nothing.
     #[must_use]
-    pub const fn used(&self) -> u32 {
-        self.header.fresh
+    pub const fn used_from(&self, index: u32) -> Option<u32> {
+        let index = if index >= self.header.fresh && index < self.header.narrow { self.header.narrow } else { index };
+        if index < self.header.wide_fresh { Some(index) } else { None }
     }
 }
 
@@ -432,7 +560,7 @@ mod tests {
     }
 
     fn memory(flows: u32) -> Vec<u64> {
-        vec![0; FlowTable::region_size(flows) / 8 + 1]
+        vec![0; FlowTable::region_size(flows, 0) / 8 + 1]
     }
 
     const SECRET: [u64; 4] = [1, 0x1234_5678_9abc_def1, 3, 0x9e37_79b9_7f4a_7c15];
@@ -442,7 +570,7 @@ mod tests {
         // Few buckets, so that both keys of a flow often meet in one that is full.
         let flows = 128;
         let mut memory = memory(flows);
-        let mut table = FlowTable::create(memory.as_mut_bytes(), flows, SECRET).unwrap();
+        let mut table = FlowTable::create(memory.as_mut_bytes(), flows, 0, SECRET).unwrap();
         for round in 0..2000 {
             let flow = |at: u32| record(round * 64 + at, 120, 1000);
             // A flow that finds no room, as may happen so close to the limit, is refused.
@@ -470,7 +598,7 @@ mod tests {
     #[test]
     fn a_candidate_is_confirmed_by_its_key_only_and_no_longer_once_its_flow_has_ended() {
         let mut memory = memory(100);
-        let mut table = FlowTable::create(memory.as_mut_bytes(), 100, SECRET).unwrap();
+        let mut table = FlowTable::create(memory.as_mut_bytes(), 100, 0, SECRET).unwrap();
         let flow = record(1, 120, 1000);
         let index = table.insert(flow, 1).unwrap();
         for key in [flow.forward, flow.reverse] {
@@ -493,7 +621,7 @@ mod tests {
     #[test]
     fn a_copied_region_opens_with_the_same_flows() {
         let mut first = memory(1000);
-        let mut table = FlowTable::create(first.as_mut_bytes(), 1000, SECRET).unwrap();
+        let mut table = FlowTable::create(first.as_mut_bytes(), 1000, 0, SECRET).unwrap();
         for number in 0..1000 {
             table.insert(record(number, 120, 1000), 1).unwrap();
         }
@@ -519,17 +647,17 @@ mod tests {
     fn a_foreign_or_cut_region_is_refused() {
         let mut bytes = memory(10);
         assert_eq!(FlowTable::open(bytes.as_mut_bytes()).err(), Some(RegionError::Layout { found: 0 }));
-        FlowTable::create(bytes.as_mut_bytes(), 10, SECRET).unwrap();
+        FlowTable::create(bytes.as_mut_bytes(), 10, 0, SECRET).unwrap();
         let cut = &mut bytes.as_mut_bytes()[..500];
         assert!(matches!(FlowTable::open(cut), Err(RegionError::Size { .. })));
         let shifted = &mut bytes.as_mut_bytes()[1..];
-        assert!(FlowTable::create(shifted, 10, SECRET).is_err());
+        assert!(FlowTable::create(shifted, 10, 0, SECRET).is_err());
     }
 
     #[test]
     fn flows_expire_when_their_idle_time_is_over_and_not_before() {
         let mut bytes = memory(100);
-        let mut table = FlowTable::create(bytes.as_mut_bytes(), 100, SECRET).unwrap();
+        let mut table = FlowTable::create(bytes.as_mut_bytes(), 100, 0, SECRET).unwrap();
         let quiet = table.insert(record(1, 10, 1000), 1).unwrap();
         let busy = table.insert(record(2, 10, 1000), 1).unwrap();
         let mut expired = HashMap::new();
@@ -550,7 +678,7 @@ mod tests {
     #[test]
     fn a_shortened_idle_time_takes_effect_after_rescheduling() {
         let mut bytes = memory(100);
-        let mut table = FlowTable::create(bytes.as_mut_bytes(), 100, SECRET).unwrap();
+        let mut table = FlowTable::create(bytes.as_mut_bytes(), 100, 0, SECRET).unwrap();
         let index = table.insert(record(1, 350, 1000), 1).unwrap();
         assert_eq!(table.next_expired(2000, &mut 10_000), None);
         table.record_mut(index).idle_seconds = 4;
@@ -561,7 +689,7 @@ mod tests {
     #[test]
     fn the_budget_bounds_what_one_call_looks_at() {
         let mut bytes = memory(1000);
-        let mut table = FlowTable::create(bytes.as_mut_bytes(), 1000, SECRET).unwrap();
+        let mut table = FlowTable::create(bytes.as_mut_bytes(), 1000, 0, SECRET).unwrap();
         for number in 0..1000 {
             table.insert(record(number, 10, 1000), 1).unwrap();
         }
@@ -582,7 +710,169 @@ mod tests {
     #[test]
     fn per_flow_memory_stays_below_its_mark() {
         let flows = 1 << 20;
-        let bytes = FlowTable::region_size(flows) as f64 / f64::from(flows);
+        let bytes = FlowTable::region_size(flows, 0) as f64 / f64::from(flows);
         assert!(bytes <= 147.0, "{bytes}");
+    }
+
+    #[test]
+    fn memory_of_an_ipv6_flow_stays_below_its_mark() {
+        let (flows, wide) = (1 << 20, 1 << 18);
+        let bytes = (FlowTable::region_size(flows, wide) - FlowTable::region_size(flows, 0)) as f64 / f64::from(wide);
+        assert!(bytes <= 211.0, "{bytes}");
+    }
+
+    mod wide {
+        use std::net::{IpAddr, Ipv6Addr};
+
+        use proptest::prelude::*;
+
+        use super::*;
+
+        /// Few addresses of each kind, so that flows differ by any part.
+        fn address(prefix: u16, number: u8) -> IpAddr {
+            Ipv6Addr::new(0xfd00, prefix, 0, 0, 0, 0, 0, u16::from(number)).into()
+        }
+
+        fn addresses(number: u32, nat64: bool) -> WideAddresses {
+            let [a, b, ..] = number.to_le_bytes();
+            let target: IpAddr = if nat64 { Ipv4Addr::new(10, 9, 0, 1).into() } else { address(9, 1) };
+            let snat: IpAddr = if nat64 { Ipv4Addr::new(10, 9, 1, b).into() } else { address(8, b) };
+            WideAddresses::new(address(1, a), address(2, b), target, snat)
+        }
+
+        /// A wide flow; `collide` gives all addresses one word.
+        fn flow(table: &FlowTable<'_>, number: u32, nat64: bool, collide: bool) -> (FlowRecord, WideAddresses) {
+            let wide = addresses(number, nat64);
+            let words = |pair: &AddressPair| if collide { [7, 7] } else { table.words(pair) };
+            let port = 0x1000 | u32::from(nat64) | u32::from(collide) << 1;
+            let forward = FlowKey::wide(AttachmentIndex(0), 17, words(&wide.forward), 0x5000 << 16 | port);
+            let reverse = match (wide.target(), wide.snat()) {
+                (IpAddr::V4(target), IpAddr::V4(snat)) => FlowKey::new(
+                    AttachmentIndex(1),
+                    17,
+                    SocketAddrV4::new(target, 80),
+                    SocketAddrV4::new(snat, number as u16),
+                ),
+                _ => FlowKey::wide(AttachmentIndex(1), 17, words(&wide.reverse), number << 16 | 0x5000),
+            };
+            let record = FlowRecord { forward, reverse, idle_seconds: 60, last_seen: 1000, ..FlowRecord::default() };
+            (record, wide)
+        }
+
+        fn insert(table: &mut FlowTable<'_>, (record, wide): &(FlowRecord, WideAddresses)) -> Result<u32, InsertError> {
+            table.insert_wide(table.hash(record.forward), 1, record, wide, |_| {})
+        }
+
+        fn find(table: &FlowTable<'_>, (record, wide): &(FlowRecord, WideAddresses)) -> [Option<u32>; 2] {
+            let forward = table.find_wide(record.forward, table.hash(record.forward), &wide.forward);
+            let reverse = if record.reverse.is_wide() {
+                table.find_wide(record.reverse, table.hash(record.reverse), &wide.reverse)
+            } else {
+                table.find_key(record.reverse)
+            };
+            assert!(forward.is_nothing() || !forward.is_reverse());
+            assert!(reverse.is_nothing() || reverse.is_reverse());
+            [forward, reverse].map(|found| (!found.is_nothing()).then(|| found.index()))
+        }
+
+        const NARROW: u32 = 64;
+        const WIDE: u32 = 48;
+
+        fn room() -> Vec<u64> {
+            vec![0; FlowTable::region_size(NARROW, WIDE) / 8 + 1]
+        }
+
+        proptest! {
+            #![proptest_config(ProptestConfig::with_cases(60))]
+
+            #[test]
+            fn ipv6_and_ipv4_flows_come_and_go_as_in_a_map(
+                steps in proptest::collection::vec((0u32..300, 0u8..4), 1..600),
+                copy_at in 0usize..600,
+            ) {
+                let mut memory = room();
+                let mut table = FlowTable::create(memory.as_mut_bytes(), NARROW, WIDE, SECRET).unwrap();
+                let mut live: HashMap<(u32, u8), u32> = HashMap::new();
+                let mut other = Vec::new();
+                for (at, (number, kind)) in steps.into_iter().enumerate() {
+                    if at == copy_at {
+                        other = memory.clone();
+                        memory.fill(0);
+                        table = FlowTable::open(other.as_mut_bytes()).unwrap();
+                    }
+                    // Two keys of one word live by their addresses alone: few of them, as all are in two buckets.
+                    let number = if kind == 2 { number % 8 } else { number };
+                    if let Some(index) = live.remove(&(number, kind)) {
+                        table.remove(index);
+                    } else {
+                        let inserted = match kind {
+                            0 => table.insert(record(number, 60, 1000), 1),
+                            kind => {
+                                let flow = flow(&table, number, kind == 3, kind == 2);
+                                insert(&mut table, &flow)
+                            }
+                        };
+                        match inserted {
+                            Ok(index) => {
+                                prop_assert_eq!(table.is_wide(index), kind > 0);
+                                prop_assert!(!live.values().any(|other| *other == index));
+                                live.insert((number, kind), index);
+                            }
+                            Err(InsertError::TableFull) => {
+                                let of_class = live.keys().filter(|(_, other)| (*other > 0) == (kind > 0)).count();
+                                prop_assert_eq!(of_class as u32, if kind > 0 { WIDE } else { NARROW });
+                            }
+                            Err(InsertError::BucketFull) => {}
+                        }
+                    }
+                    prop_assert_eq!(table.live() as usize, live.len());
+                }
+                for number in 0..300 {
+                    for kind in 0..4 {
+                        let wanted = live.get(&(number, kind)).copied();
+                        let found = if kind == 0 {
+                            let wanted = record(number, 60, 1000);
+                            [wanted.forward, wanted.reverse].map(|key| table.find_key(key))
+                                .map(|found| (!found.is_nothing()).then(|| found.index()))
+                        } else {
+                            find(&table, &flow(&table, number, kind == 3, kind == 2))
+                        };
+                        prop_assert_eq!(found, [wanted; 2], "{} {}", number, kind);
+                        if let (Some(index), true) = (wanted, kind > 0) {
+                            prop_assert_eq!(table.wide(index), Some(&addresses(number, kind == 3)));
+                        }
+                    }
+                }
+                let mut listed = Vec::new();
+                let mut cursor = 0;
+                while let Some(index) = table.used_from(cursor) {
+                    if table.record(index).is_live() {
+                        listed.push(index);
+                    }
+                    cursor = index + 1;
+                }
+                let mut all: Vec<u32> = live.values().copied().collect();
+                all.sort_unstable();
+                prop_assert_eq!(listed, all);
+                drop(other);
+            }
+        }
+
+        #[test]
+        fn ipv6_flows_are_confirmed_by_their_addresses_and_not_by_the_words_of_these() {
+            let mut memory = room();
+            let mut table = FlowTable::create(memory.as_mut_bytes(), NARROW, WIDE, SECRET).unwrap();
+            let (record, wide) = flow(&table, 1, false, true);
+            let index = insert(&mut table, &(record, wide)).unwrap();
+            let hash = table.hash(record.forward);
+            let found = table.candidate(table.place(hash), hash);
+            assert!(table.confirm_wide(found, record.forward, &wide.forward).is_some());
+            let stranger = addresses(2, false);
+            assert!(table.confirm_wide(found, record.forward, &stranger.forward).is_none());
+            assert!(table.find_wide(record.forward, hash, &stranger.forward).is_nothing());
+            assert!(table.confirm_wide(Found::NOTHING, record.forward, &wide.forward).is_none());
+            table.remove(index);
+            assert!(table.confirm_wide(found, record.forward, &wide.forward).is_none());
+        }
     }
 }

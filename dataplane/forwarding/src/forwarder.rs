@@ -1,9 +1,9 @@
 //! One worker's forwarder.
 
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4};
 use std::sync::Arc;
 
-use postern_flows::{FlowTable, Found, RegionError};
+use postern_flows::{FlowTable, Found, RegionError, WideAddresses};
 use postern_measurement::Now;
 use postern_steering::Ownership;
 use postern_tables::Snapshot;
@@ -31,8 +31,10 @@ pub struct ForwarderConfig {
     pub worker: WorkerIndex,
     /// How many workers there are.
     pub workers: u16,
-    /// Most live flows, 1,024…16,777,216.
+    /// Most live flows whose addresses are all IPv4, 1,024…16,777,216.
     pub flows: u32,
+    /// Most live flows with an IPv6 side, 0…16,777,216.
+    pub ipv6_flows: u32,
     /// Secret for the flow table's hash and the port choice; from the system's random source.
     pub secret: [u64; 4],
     /// Ports, by index.
@@ -87,6 +89,8 @@ pub struct FlowView {
     pub forward: FlowKey,
     /// Target to SNAT address.
     pub reverse: FlowKey,
+    /// The addresses, where keys have only words of them: of a flow with an IPv6 side.
+    pub addresses: Option<WideAddresses>,
     /// Name of the TCP state, or "udp".
     pub state: &'static str,
     /// Endpoint index.
@@ -101,6 +105,39 @@ pub struct FlowView {
     pub forward_count: (u64, u64),
     /// Packets and bytes to the consumer.
     pub reverse_count: (u64, u64),
+}
+
+impl FlowView {
+    /// The client's address and port.
+    #[must_use]
+    pub fn client(&self) -> SocketAddr {
+        self.socket(self.forward.source_socket(), WideAddresses::client)
+    }
+
+    /// The endpoint's address and port.
+    #[must_use]
+    pub fn service(&self) -> SocketAddr {
+        self.socket(self.forward.destination_socket(), WideAddresses::endpoint)
+    }
+
+    /// The target's address and port.
+    #[must_use]
+    pub fn target_socket(&self) -> SocketAddr {
+        self.socket(self.reverse.source_socket(), WideAddresses::target)
+    }
+
+    /// The SNAT address and port.
+    #[must_use]
+    pub fn snat(&self) -> SocketAddr {
+        self.socket(self.reverse.destination_socket(), WideAddresses::snat)
+    }
+
+    fn socket(&self, of_key: SocketAddrV4, wide: impl Fn(&WideAddresses) -> IpAddr) -> SocketAddr {
+        match &self.addresses {
+            None => of_key.into(),
+            Some(addresses) => SocketAddr::new(wide(addresses), of_key.port()),
+        }
+    }
 }
 
 /// RSTs and ICMP errors of our own that a worker sends in a second, and at once.
@@ -206,10 +243,11 @@ const SLOT: Slot = Slot {
 };
 
 impl<'m> Forwarder<'m> {
-    /// Bytes of memory that a forwarder of so many flows needs.
+    /// Bytes of memory that a forwarder of so many flows, and so many with an IPv6 side, needs.
     #[must_use]
-    pub fn region_size(flows: u32) -> usize {
-        FlowTable::region_size(flows).next_multiple_of(64) + PortAllocator::region_size(&PortCapacity::for_flows(flows))
+    pub fn region_size(flows: u32, ipv6_flows: u32) -> usize {
+        FlowTable::region_size(flows, ipv6_flows).next_multiple_of(64)
+            + PortAllocator::region_size(&port_capacity(flows, ipv6_flows))
     }
 
     /// Makes a forwarder in `memory`, which is zeroed and begins at a multiple of 8 bytes (better 64).
@@ -223,19 +261,20 @@ impl<'m> Forwarder<'m> {
         ownership: Arc<Ownership>,
         counters: Arc<WorkerCounters>,
     ) -> Result<Self, ForwarderError> {
-        let needed = Self::region_size(config.flows);
+        let needed = Self::region_size(config.flows, config.ipv6_flows);
         if memory.len() < needed {
             return Err(ForwarderError::Memory { given: memory.len(), needed });
         }
         let [a, b, c, d] = config.secret;
-        let (flows, ports) = memory.split_at_mut(FlowTable::region_size(config.flows).next_multiple_of(64));
-        let mut snat =
-            PortAllocator::create(ports, PortCapacity::for_flows(config.flows), [a ^ d, b ^ c.rotate_left(32)])?;
+        let of_flows = FlowTable::region_size(config.flows, config.ipv6_flows).next_multiple_of(64);
+        let (flows, ports) = memory.split_at_mut(of_flows);
+        let capacity = port_capacity(config.flows, config.ipv6_flows);
+        let mut snat = PortAllocator::create(ports, capacity, [a ^ d, b ^ c.rotate_left(32)])?;
         snat.set_owned(owned_blocks(&ownership, config.worker));
         let mut forwarder = Self {
             worker: config.worker,
             workers: config.workers.max(1),
-            table: FlowTable::create(flows, config.flows, config.secret)?,
+            table: FlowTable::create(flows, config.flows, config.ipv6_flows, config.secret)?,
             snat,
             hops: NextHops::new(c ^ a.rotate_left(7)),
             ways: Ways::new(),
@@ -479,6 +518,11 @@ impl<'m> Forwarder<'m> {
     pub fn counters(&self) -> &Arc<WorkerCounters> {
         &self.counters
     }
+}
+
+/// Room for a port of every flow.
+fn port_capacity(flows: u32, ipv6_flows: u32) -> PortCapacity {
+    PortCapacity::for_flows(flows.saturating_add(ipv6_flows))
 }
 
 /// The blocks of ports that a worker owns, as the allocator takes them.

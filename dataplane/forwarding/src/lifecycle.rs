@@ -160,8 +160,10 @@ impl Forwarder<'_> {
 
     /// Appends views of at most `most` flow slots from slot `cursor` on; returns where to go on, `None` at the end.
     pub fn flows(&self, cursor: u32, most: u32, now: Now, views: &mut Vec<FlowView>) -> Option<u32> {
-        let end = self.table.used().min(cursor.saturating_add(most));
-        for index in cursor..end {
+        let mut next = self.table.used_from(cursor);
+        for _ in 0..most {
+            let Some(index) = next else { break };
+            next = self.table.used_from(index + 1);
             let record = self.table.record(index);
             if !record.is_live() || record.flags & FlowRecord::FLAG_AWAY != 0 {
                 continue;
@@ -169,6 +171,7 @@ impl Forwarder<'_> {
             views.push(FlowView {
                 forward: record.key(Direction::Forward),
                 reverse: record.key(Direction::Reverse),
+                addresses: self.table.wide(index).copied(),
                 state: State::of(record).name(),
                 endpoint: record.endpoint,
                 target: record.target,
@@ -178,7 +181,7 @@ impl Forwarder<'_> {
                 reverse_count: (record.reverse_packets, record.reverse_bytes),
             });
         }
-        (end < self.table.used()).then_some(end)
+        next
     }
 }
 

@@ -95,7 +95,7 @@ fn give_back(link: &WorkerLink, mut views: Vec<FlowView>) {
 
 fn passes(flow: &FlowReport, filter: &FlowFilter) -> bool {
     filter.endpoint.as_ref().is_none_or(|endpoint| flow.endpoint == *endpoint)
-        && filter.client.is_none_or(|client| *flow.client.ip() == client)
+        && filter.client.is_none_or(|client| flow.client.ip() == client)
 }
 
 fn report(snapshot: &Snapshot, worker: usize, view: &FlowView) -> FlowReport {
@@ -106,11 +106,11 @@ fn report(snapshot: &Snapshot, worker: usize, view: &FlowView) -> FlowReport {
     FlowReport {
         protocol: if view.forward.protocol() == PROTOCOL_TCP { "tcp" } else { "udp" }.to_owned(),
         vpc: attachment.map(|attachment| collect::vpc_id(snapshot, attachment.vpc)).unwrap_or_default(),
-        client: view.forward.source_socket(),
+        client: view.client(),
         endpoint: endpoint.map(|endpoint| endpoint.id.to_string()).unwrap_or_default(),
-        service: view.forward.destination_socket(),
-        snat: view.reverse.destination_socket(),
-        target: view.reverse.source_socket(),
+        service: view.service(),
+        snat: view.snat(),
+        target: view.target_socket(),
         state: view.state.to_owned(),
         age_seconds: view.age_seconds,
         idle_seconds: view.idle_seconds,

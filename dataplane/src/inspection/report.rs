@@ -1,7 +1,7 @@
 //! What a gateway says of itself.
 
 use std::collections::BTreeMap;
-use std::net::{Ipv4Addr, SocketAddrV4};
+use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
 
 use postern_forwarding::WorkerCounters;
 use postern_forwarding::counters::{EndpointCounters, TargetCounters};
@@ -347,15 +347,15 @@ pub struct FlowReport {
     /// The consumer's VPC.
     pub vpc: String,
     /// The client.
-    pub client: SocketAddrV4,
+    pub client: SocketAddr,
     /// The endpoint's id; empty if it was deleted.
     pub endpoint: String,
     /// The endpoint's address and the port.
-    pub service: SocketAddrV4,
+    pub service: SocketAddr,
     /// The address and port that the target sees.
-    pub snat: SocketAddrV4,
+    pub snat: SocketAddr,
     /// The target.
-    pub target: SocketAddrV4,
+    pub target: SocketAddr,
     /// TCP state, or `udp`.
     pub state: String,
     /// Seconds since the first packet.

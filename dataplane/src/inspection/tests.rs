@@ -20,6 +20,7 @@ async fn inspected(name: &str) -> (Workers, Arc<Shared>, Vec<[Wire; 2]>, std::pa
     let (shared, devices, wires) = bed(2);
     let plan = WorkerPlan {
         flows: 1024,
+        ipv6_flows: 1024,
         cpus: Vec::new(),
         policy: IdlePolicy::new(Polling::Sleep),
         ownership: ownership(2),

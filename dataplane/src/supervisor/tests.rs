@@ -39,6 +39,7 @@ impl Receive for Cursed {
 fn plan() -> WorkerPlan {
     WorkerPlan {
         flows: 1024,
+        ipv6_flows: 1024,
         cpus: Vec::new(),
         policy: IdlePolicy::new(Polling::Sleep),
         ownership: ownership(1),

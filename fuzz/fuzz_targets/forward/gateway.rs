@@ -53,6 +53,7 @@ impl<'m> Gateway<'m> {
                 worker: WorkerIndex(worker as u16),
                 workers,
                 flows,
+                ipv6_flows: flows,
                 secret: [0x1111_2222_3333_4444 + worker as u64, 0x9e37_79b9, 77, 0x0123_4567_89ab_cdef],
                 ports: ports(0),
             };

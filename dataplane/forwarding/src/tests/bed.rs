@@ -92,6 +92,9 @@ addresses = ["10.0.0.100"]
 pub(super) const ONE_TARGET: &str = "[[target_group.target]]\naddress = \"10.9.0.11\"\nport = 8080\n";
 pub(super) const POOL: &str = "addresses = [\"10.9.0.200\"]";
 
+/// Room for flows with an IPv6 side.
+pub(super) const IPV6_FLOWS: u32 = 64;
+
 /// The target of [`Bed::new`].
 pub(super) const TARGET: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::new(10, 9, 0, 11), 8080);
 
@@ -180,11 +183,12 @@ impl Bed {
         let ownership = Arc::new(Ownership::even(workers, [3, 4]));
         let port_info = |at| PortInfo { mac: port_mac(PortIndex(at)), mtu: 1500, up: true };
         let make = |worker| {
-            let memory = vec![0u64; Forwarder::region_size(flows) / 8 + 1].leak().as_mut_bytes();
+            let memory = vec![0u64; Forwarder::region_size(flows, IPV6_FLOWS) / 8 + 1].leak().as_mut_bytes();
             let config = ForwarderConfig {
                 worker: WorkerIndex(worker),
                 workers,
                 flows,
+                ipv6_flows: IPV6_FLOWS,
                 secret: [0x1111_2222_3333_4444 + u64::from(worker), 0x9e37_79b9, 77, 0x0123_4567_89ab_cdef],
                 ports: (0..3).map(port_info).collect(),
             };
