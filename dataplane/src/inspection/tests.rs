@@ -106,13 +106,13 @@ async fn every_flow_is_listed_once_and_filters_and_limits_hold() {
     let flow = &flows[0];
     assert_eq!(
         (flow.protocol.as_str(), flow.vpc.as_str(), flow.service, flow.target),
-        ("udp", "vpc-consumer", SERVICE, TARGET)
+        ("udp", "vpc-consumer", SERVICE.into(), TARGET.into())
     );
     assert_eq!((flow.endpoint.as_str(), flow.packets_forward), ("vpce-0123456789abcdef0", 1));
 
     let (some, end) = list(FlowFilter { limit: Some(5), ..FlowFilter::default() }).await;
     assert_eq!((some.len(), end), (5, FlowsEnd { flows: 5, complete: false }));
-    let other = FlowFilter { client: Some(*TARGET.ip()), ..FlowFilter::default() };
+    let other = FlowFilter { client: Some((*TARGET.ip()).into()), ..FlowFilter::default() };
     assert_eq!(list(other).await.1, FlowsEnd { flows: 0, complete: true });
     let other = FlowFilter { endpoint: Some("vpce-none".to_owned()), ..FlowFilter::default() };
     assert_eq!(list(other).await.0, []);

@@ -3,7 +3,9 @@
 
 pub mod crc32c;
 pub mod icmp;
+pub mod icmpv6;
 pub mod insertion;
+pub mod ipv6;
 pub mod mss;
 pub mod plan;
 pub mod ports;
@@ -11,5 +13,6 @@ pub mod proxy_header;
 pub mod rewrite;
 pub mod segmentation;
 
+pub use ipv6::WidePlan;
 pub use plan::RewritePlan;
 pub use ports::{LaneKey, Lease, Need, PortAllocator, PortCapacity, Refusal};

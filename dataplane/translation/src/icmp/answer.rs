@@ -85,6 +85,18 @@ pub fn tcp_reset(out: &mut [u8], parsed: &Parsed, bytes: &[u8]) -> Option<usize>
         return None;
     }
     let segment = bytes.get(usize::from(parsed.l4)..parsed.end as usize)?;
+    let answer = parsed.key.reversed();
+    let (ip, reset) = out.get_mut(..RESET_LENGTH)?.split_first_chunk_mut::<{ ipv4::HEADER }>()?;
+    ipv4::write_header(ip, answer.source(), answer.destination(), PROTOCOL_TCP, RESET_LENGTH as u16, TTL);
+    write_reset(reset.first_chunk_mut()?, parsed, segment)?;
+    let sum = checksum(reset, pseudo_header(answer.addresses, PROTOCOL_TCP, tcp::HEADER as u16));
+    reset[tcp::CHECKSUM..tcp::CHECKSUM + 2].copy_from_slice(&sum.to_le_bytes());
+    Some(RESET_LENGTH)
+}
+
+/// Writes the header of the reset that answers a segment (RFC 9293 §3.10.7.1), its checksum zero. `None`, with nothing
+/// written, if the segment is shorter than its header.
+pub(crate) fn write_reset(reset: &mut [u8; tcp::HEADER], parsed: &Parsed, segment: &[u8]) -> Option<()> {
     let header = segment.first_chunk::<{ tcp::HEADER }>()?;
     let word = |at: usize| u32::from_be_bytes([header[at], header[at + 1], header[at + 2], header[at + 3]]);
     let payload = segment.len().checked_sub(tcp::header_length(header[tcp::DATA_OFFSET]))?;
@@ -95,19 +107,13 @@ pub fn tcp_reset(out: &mut [u8], parsed: &Parsed, bytes: &[u8]) -> Option<usize>
         let length = payload as u32 + u32::from(has(tcp::SYN)) + u32::from(has(tcp::FIN));
         (0, word(tcp::SEQUENCE).wrapping_add(length), tcp::RST | tcp::ACK)
     };
-
-    let answer = parsed.key.reversed();
-    let (ip, reset) = out.get_mut(..RESET_LENGTH)?.split_first_chunk_mut::<{ ipv4::HEADER }>()?;
-    ipv4::write_header(ip, answer.source(), answer.destination(), PROTOCOL_TCP, RESET_LENGTH as u16, TTL);
     reset.fill(0);
-    reset[..4].copy_from_slice(&answer.ports().to_le_bytes());
+    reset[..4].copy_from_slice(&parsed.key.reversed().ports().to_le_bytes());
     reset[tcp::SEQUENCE..tcp::SEQUENCE + 4].copy_from_slice(&sequence.to_be_bytes());
     reset[tcp::ACKNOWLEDGEMENT..tcp::ACKNOWLEDGEMENT + 4].copy_from_slice(&acknowledgement.to_be_bytes());
     reset[tcp::DATA_OFFSET] = (tcp::HEADER as u8 / 4) << 4;
     reset[tcp::FLAGS] = flags;
-    let sum = checksum(reset, pseudo_header(answer.addresses, PROTOCOL_TCP, tcp::HEADER as u16));
-    reset[tcp::CHECKSUM..tcp::CHECKSUM + 2].copy_from_slice(&sum.to_le_bytes());
-    Some(RESET_LENGTH)
+    Some(())
 }
 
 /// Turns an echo request into its reply, in place: addresses exchanged, type 0, time to live 64. The Ethernet header is left
