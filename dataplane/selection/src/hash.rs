@@ -1,6 +1,7 @@
 //! The hash that chooses a target. Equal on every gateway and in every process, for years.
 
 use postern_wire::FlowKey;
+use postern_wire::ipv6::AddressPair;
 
 /// A keyed hash of the connection: version 2.
 ///
@@ -11,6 +12,18 @@ use postern_wire::FlowKey;
 /// |---|---|
 /// | 4 | source address |
 /// | 4 | destination address |
+/// | 2 | source port |
+/// | 2 | destination port |
+/// | 1 | IP protocol number |
+/// | 3 | zero |
+/// | 4 | TCP: initial sequence number; UDP: zero |
+///
+/// Of a consumer's IPv6 packet they are these 44 bytes:
+///
+/// | bytes | what |
+/// |---|---|
+/// | 16 | source address |
+/// | 16 | destination address |
 /// | 2 | source port |
 /// | 2 | destination port |
 /// | 1 | IP protocol number |
@@ -49,6 +62,19 @@ impl SelectionHash {
         state.absorb(key.addresses);
         state.absorb(rest);
         state.absorb(last);
+        state.finish()
+    }
+
+    /// The same for an IPv6 packet: its `addresses` as they stand in the header, protocol and ports of `key`, and the initial
+    /// sequence number of TCP.
+    #[must_use]
+    pub fn hash_v6(&self, addresses: &AddressPair, key: FlowKey, initial_sequence_number: u32) -> u64 {
+        let mut state = State::new(self.key);
+        for word in addresses.as_chunks::<8>().0 {
+            state.absorb(u64::from_le_bytes(*word));
+        }
+        state.absorb(u64::from(key.ports()) | u64::from(key.protocol()) << 32);
+        state.absorb(u64::from(initial_sequence_number.swap_bytes()) | 44 << 56);
         state.finish()
     }
 }
@@ -141,6 +167,21 @@ mod tests {
             let flow = key(protocol, source, destination).on(AttachmentIndex(attachment));
             let expected = oracle(protocol, source, destination, sequence);
             prop_assert_eq!(SelectionHash::new([0; 16]).hash(flow, sequence), expected);
+        }
+
+        #[test]
+        fn the_hash_of_ipv6_is_siphash_1_3_of_the_documented_bytes(
+            protocol: u8, addresses: [u8; 32], ports: [u16; 2], sequence: u32, attachment: u16, words: [u32; 2],
+        ) {
+            let mut hasher = std::hash::DefaultHasher::new();
+            hasher.write(&addresses);
+            hasher.write(&ports[0].to_be_bytes());
+            hasher.write(&ports[1].to_be_bytes());
+            hasher.write(&[protocol, 0, 0, 0]);
+            hasher.write(&sequence.to_be_bytes());
+            let on_wire = u32::from(ports[0].swap_bytes()) | u32::from(ports[1].swap_bytes()) << 16;
+            let flow = FlowKey::wide(AttachmentIndex(attachment), protocol, words, on_wire);
+            prop_assert_eq!(SelectionHash::new([0; 16]).hash_v6(&addresses, flow, sequence), hasher.finish());
         }
     }
 

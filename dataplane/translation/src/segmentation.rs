@@ -8,17 +8,13 @@ mod tunnel;
 
 use postern_wire::checksum::{checksum, pseudo_header, sum};
 use postern_wire::parse::{PROTOCOL_TCP, PROTOCOL_UDP};
-use postern_wire::{Offload, PacketKind, Parsed, Segmentation, ipv4, tcp};
+use postern_wire::{Offload, PacketKind, Parsed, Segmentation, ipv4, ipv6, tcp};
 
 /// Length of a UDP header, in bytes.
 const UDP_HEADER: usize = 8;
 /// Offsets of the length and checksum fields in a UDP header.
 const UDP_LENGTH: usize = 4;
 const UDP_CHECKSUM: usize = 6;
-/// Length of an IPv6 header and offset of its payload length and addresses (RFC 8200 §3).
-const IPV6_HEADER: usize = 40;
-const IPV6_PAYLOAD_LENGTH: usize = 4;
-const IPV6_ADDRESSES: usize = 8;
 /// Smallest segment of TCP that the kernel makes (`TCP_MIN_GSO_SIZE`): bounds how much traffic a frame can become.
 const LEAST_TCP_SEGMENT: u16 = 8;
 
@@ -50,8 +46,8 @@ enum Network {
 #[derive(Clone, Copy, Debug)]
 pub struct Segments<'a> {
     bytes: &'a [u8],
-    /// Offsets of the outer IPv4 and UDP headers, if the segments travel in a tunnel.
-    outer: Option<(usize, usize)>,
+    /// Kind and offset of the outer network header, and the outer UDP header, if the segments travel in a tunnel.
+    outer: Option<(Network, usize, usize)>,
     network: Network,
     /// Offsets of the (inner) network and transport header.
     l3: usize,
@@ -86,12 +82,13 @@ impl<'a> Segments<'a> {
         }
         let inner_start = usize::from(offload.checksum_start);
         let tunnelled = parsed.kind == PacketKind::Udp && offload.is_partial() && inner_start != l4;
+        let own = if parsed.key.is_wide() { Network::V6 } else { Network::V4 };
         let (outer, network, l3, l4) = if tunnelled {
             let (network, inner_l3) = tunnel::inner_network(bytes, l4, inner_start, protocol)
                 .ok_or(SegmentationError::ChecksumStart(offload.checksum_start))?;
-            (Some((l3, l4)), network, inner_l3, inner_start)
+            (Some((own, l3, l4)), network, inner_l3, inner_start)
         } else {
-            (None, Network::V4, l3, l4)
+            (None, own, l3, l4)
         };
         let expected = match (protocol, network) {
             (PROTOCOL_TCP, Network::V4) => Segmentation::TcpV4,
@@ -160,13 +157,7 @@ impl<'a> Segments<'a> {
         frame[..self.payload].copy_from_slice(&self.bytes[..self.payload]);
         frame[self.payload..].copy_from_slice(&self.bytes[from..until]);
 
-        match self.network {
-            Network::V4 => complete_ipv4(&mut frame[self.l3..], index),
-            Network::V6 => {
-                let payload_length = (length - self.l3 - IPV6_HEADER) as u16;
-                put(frame, self.l3 + IPV6_PAYLOAD_LENGTH, payload_length.to_be_bytes());
-            }
-        }
+        complete_network(frame, self.network, self.l3, index);
         if self.protocol == PROTOCOL_TCP {
             self.complete_tcp(frame, index, offset);
         } else {
@@ -176,9 +167,9 @@ impl<'a> Segments<'a> {
                 self.complete_checksum(frame, UDP_CHECKSUM);
             }
         }
-        if let Some((l3, l4)) = self.outer {
-            complete_ipv4(&mut frame[l3..], index);
-            complete_outer_udp(frame, l3, l4);
+        if let Some((network, l3, l4)) = self.outer {
+            complete_network(frame, network, l3, index);
+            complete_outer_udp(frame, network, l3, l4);
         }
         length
     }
@@ -200,14 +191,7 @@ impl<'a> Segments<'a> {
 
     /// Writes the whole transport checksum, whose field is at `field` of the transport header.
     fn complete_checksum(&self, frame: &mut [u8], field: usize) {
-        let length = (frame.len() - self.l4) as u16;
-        let pseudo = match self.network {
-            Network::V4 => pseudo_header(ipv4_addresses(frame, self.l3), self.protocol, length),
-            Network::V6 => {
-                let addresses = &frame[self.l3 + IPV6_ADDRESSES..self.l3 + IPV6_HEADER];
-                pseudo_header(0, self.protocol, length) + sum(addresses)
-            }
-        };
+        let pseudo = pseudo(frame, self.network, self.l3, self.l4, self.protocol);
         write_checksum(frame, self.l4, field, pseudo, self.protocol == PROTOCOL_UDP);
     }
 
@@ -216,12 +200,12 @@ impl<'a> Segments<'a> {
         let field = |at: usize| usize::from(u16::from_be_bytes([self.bytes[at], self.bytes[at + 1]]));
         let network = match self.network {
             Network::V4 => self.l3 + field(self.l3 + ipv4::TOTAL_LENGTH),
-            Network::V6 => self.l3 + IPV6_HEADER + field(self.l3 + IPV6_PAYLOAD_LENGTH),
+            Network::V6 => self.l3 + ipv6::HEADER + field(self.l3 + ipv6::PAYLOAD_LENGTH),
         };
         let udp_agrees = |l4: usize| l4 + field(l4 + UDP_LENGTH) == self.end;
         network == self.end
             && (self.protocol == PROTOCOL_TCP || udp_agrees(self.l4))
-            && self.outer.is_none_or(|(_, l4)| udp_agrees(l4))
+            && self.outer.is_none_or(|(_, _, l4)| udp_agrees(l4))
     }
 }
 
@@ -237,12 +221,32 @@ fn complete_ipv4(packet: &mut [u8], index: usize) {
     ipv4::complete_checksum(&mut packet[..header_length]);
 }
 
+/// Length and, of IPv4, identification and checksum of the packet at `l3`, which ends with the frame.
+fn complete_network(frame: &mut [u8], network: Network, l3: usize, index: usize) {
+    match network {
+        Network::V4 => complete_ipv4(&mut frame[l3..], index),
+        Network::V6 => {
+            let payload_length = (frame.len() - l3 - ipv6::HEADER) as u16;
+            put(frame, l3 + ipv6::PAYLOAD_LENGTH, payload_length.to_be_bytes());
+        }
+    }
+}
+
+/// The sum of the pseudo-header of what begins at `l4` and ends with the frame.
+fn pseudo(frame: &[u8], network: Network, l3: usize, l4: usize, protocol: u8) -> u64 {
+    let length = (frame.len() - l4) as u16;
+    match network {
+        Network::V4 => pseudo_header(ipv4_addresses(frame, l3), protocol, length),
+        Network::V6 => pseudo_header(0, protocol, length) + sum(&frame[l3 + ipv6::ADDRESSES..l3 + ipv6::HEADER]),
+    }
+}
+
 /// Length and checksum of the tunnel's datagram. A checksum of zero says that there is none (RFC 7348 §5) and stays.
-fn complete_outer_udp(frame: &mut [u8], l3: usize, l4: usize) {
+fn complete_outer_udp(frame: &mut [u8], network: Network, l3: usize, l4: usize) {
     let length = (frame.len() - l4) as u16;
     put(frame, l4 + UDP_LENGTH, length.to_be_bytes());
     if frame[l4 + UDP_CHECKSUM..l4 + UDP_HEADER] != [0, 0] {
-        let pseudo = pseudo_header(ipv4_addresses(frame, l3), PROTOCOL_UDP, length);
+        let pseudo = pseudo(frame, network, l3, l4, PROTOCOL_UDP);
         write_checksum(frame, l4, UDP_CHECKSUM, pseudo, true);
     }
 }

@@ -163,6 +163,14 @@ fn checked(frame: &[u8]) -> (Vec<u8>, Option<etherparse::TcpHeader>) {
             }
             (udp.payload().to_vec(), None)
         }
+        (NetSlice::Ipv6(ip), TransportSlice::Udp(udp)) => {
+            let wanted = udp
+                .to_header()
+                .calc_checksum_ipv6_raw(ip.header().source(), ip.header().destination(), udp.payload())
+                .unwrap();
+            assert_eq!(wanted, udp.checksum());
+            (udp.payload().to_vec(), None)
+        }
         other => unreachable!("the tests make no {other:?}"),
     }
 }
@@ -204,6 +212,25 @@ proptest! {
         }
         let segments: Vec<_> = segments.iter().map(|segment| checked(segment)).collect();
         prop_assert!(segments.iter().rev().skip(1).all(|(part, _)| part.len() == usize::from(size)));
+        prop_assert_eq!(reassembled(&segments), payload);
+    }
+
+    #[test]
+    fn ipv6_segments_are_whole_and_add_up(tcp: bool, payload in bytes(20_000), size in 8u16..9000, options in 0usize..=10) {
+        let ip = PacketBuilder::ethernet2([2; 6], [4; 6]).ipv6([7; 16], [9; 16], 61);
+        let mut frame = Vec::new();
+        let (kind, field) = if tcp {
+            ip.tcp_header(tcp_header(options)).write(&mut frame, &payload).unwrap();
+            (Offload::TCP_V6, tcp::CHECKSUM)
+        } else {
+            ip.udp(1234, 53).write(&mut frame, &payload).unwrap();
+            (Offload::UDP_L4, UDP_CHECKSUM)
+        };
+        put(&mut frame, 54 + field, [0x12, 0x34]);
+        let segments = cut(&frame, offload(kind, size, 54, field));
+        prop_assert_eq!(segments.len(), payload.len().div_ceil(usize::from(size)).max(1));
+        prop_assert!(segments.iter().all(|segment| segment[..18] == frame[..18] && segment[20..54] == frame[20..54]));
+        let segments: Vec<_> = segments.iter().map(|segment| checked(segment)).collect();
         prop_assert_eq!(reassembled(&segments), payload);
     }
 

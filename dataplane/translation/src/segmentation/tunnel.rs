@@ -1,10 +1,11 @@
 //! Finding the inner network header of a tunnelled super-frame. The tunnel is not known by its UDP port, which the rewrite
 //! may have changed, but by its headers, which must end exactly where the checksum starts.
 
-use postern_wire::ipv4;
+use postern_wire::ipv6::{DESTINATION_OPTIONS, HOP_BY_HOP, ROUTING};
 use postern_wire::parse::{ETHERTYPE_IPV4, ETHERTYPE_IPV6, ETHERTYPE_SERVICE_VLAN, ETHERTYPE_VLAN};
+use postern_wire::{ipv4, ipv6};
 
-use super::{IPV6_HEADER, Network, UDP_HEADER};
+use super::{Network, UDP_HEADER};
 
 /// EtherType of an Ethernet frame in Geneve (Transparent Ethernet Bridging).
 const ETHERTYPE_BRIDGING: u16 = 0x6558;
@@ -19,11 +20,6 @@ const VLAN_TAG: usize = 4;
 const MOST_TAGS: usize = 2;
 /// Most IPv6 extension headers that are passed over.
 const MOST_EXTENSIONS: usize = 4;
-/// IPv6 extension headers of the common form (RFC 8200 §4.3, 4.4, 4.6).
-const HOP_BY_HOP: u8 = 0;
-const ROUTING: u8 = 43;
-const DESTINATION_OPTIONS: u8 = 60;
-
 /// Kind and offset of the network header in the tunnel whose UDP header is at `udp`, if that packet's transport header, of
 /// `protocol`, is at `transport`.
 pub(super) fn inner_network(bytes: &[u8], udp: usize, transport: usize, protocol: u8) -> Option<(Network, usize)> {
@@ -80,8 +76,8 @@ fn network_end(bytes: &[u8], network: Network, l3: usize, protocol: u8) -> Optio
             (ip[ipv4::PROTOCOL] == protocol && fragment == 0).then_some(l3 + length)
         }
         Network::V6 => {
-            let ip = packet.first_chunk::<IPV6_HEADER>()?;
-            let (mut next, mut at) = (ip[6], IPV6_HEADER);
+            let ip = packet.first_chunk::<{ ipv6::HEADER }>()?;
+            let (mut next, mut at) = (ip[6], ipv6::HEADER);
             for _ in 0..MOST_EXTENSIONS {
                 if !matches!(next, HOP_BY_HOP | ROUTING | DESTINATION_OPTIONS) {
                     break;
