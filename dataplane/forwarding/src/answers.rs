@@ -106,7 +106,7 @@ impl Forwarder<'_> {
     }
 
     /// Sends a frame back to the station that it came from, on the port on which it came.
-    fn turn_around(&self, frame: &mut Frame<'_>, parsed: &Parsed) -> Option<PortIndex> {
+    pub(crate) fn turn_around(&self, frame: &mut Frame<'_>, parsed: &Parsed) -> Option<PortIndex> {
         let mut header = [0; 18];
         let (length, port) = self.link_header(frame, parsed, &mut header)?;
         if !frame.resize_front(usize::from(parsed.l3), length) {
@@ -199,7 +199,7 @@ impl Forwarder<'_> {
         self.refuse_for(endpoint, DropReason::TtlExpired)
     }
 
-    /// The packet, or a segment of the super-frame, is larger than the way out allows.
+    /// The packet, or a segment of the super-frame, is larger than the way out allows, and may not be cut.
     #[cold]
     pub(crate) fn too_big(
         &mut self,
@@ -210,10 +210,6 @@ impl Forwarder<'_> {
         outbox: &mut Outbox,
         now: Now,
     ) -> Verdict {
-        let may_not_fragment = frame.bytes().get(usize::from(parsed.l3) + 6).is_some_and(|byte| byte & 0x40 != 0);
-        if !may_not_fragment {
-            return self.refuse_for(endpoint, DropReason::NeedsFragmenting);
-        }
         let [high, low] = mtu.to_be_bytes();
         let kind = (DESTINATION_UNREACHABLE, FRAGMENTATION_NEEDED, [0, 0, high, low]);
         self.answer_error(frame, parsed, kind, outbox, now);

@@ -25,7 +25,7 @@ pub struct WorkerCounters {
     pub answered: Counter,
     /// Frames passed to the control-side thread.
     pub punted: Counter,
-    /// Frames held now for a neighbour (gauge).
+    /// Frames held now for a neighbour, or for the first fragment of their datagram (gauge).
     pub held: Counter,
     /// Frames of the forwarder's own making that the kernel accepted; in no other counter.
     pub made: Counter,

@@ -15,6 +15,7 @@ use postern_wire::{Direction, Frame, Offload, PacketKind, Parsed, Segmentation};
 
 use crate::counters::WorkerCounters;
 use crate::forwarder::{Forwarder, Slot};
+use crate::fragments::{is_fragment, may_be_cut};
 use crate::next_hops::NextHop;
 use crate::outbox::Outbox;
 use crate::verdict::{DropReason, HandoffNote, Verdict, WorkerIndex};
@@ -148,7 +149,8 @@ impl Forwarder<'_> {
         };
         let endpoint = record.endpoint;
         let mtu = endpoint_mtu.min(hop.mtu);
-        if size.largest > u32::from(mtu) {
+        let too_large = size.largest > u32::from(mtu);
+        if too_large && !may_be_cut(frame, parsed) {
             return self.too_big(frame, parsed, endpoint, mtu, outbox, now);
         }
         if parsed.ttl <= 1 {
@@ -170,6 +172,13 @@ impl Forwarder<'_> {
         };
         rewrite(frame, parsed, &plan);
         frame.truncate(parsed.end as usize);
+        if too_large || is_fragment(frame, parsed) {
+            self.identify(frame, parsed, to);
+            if too_large {
+                return self.forward_in_pieces(frame, parsed, endpoint, hop_index, mtu, to, outbox, now);
+            }
+        }
+        let hop = self.hops.at(hop_index);
         let tunnelled = frame.offload.is_segmented() && frame.offload.checksum_start != parsed.l4;
         if !hop.resolved || tunnelled {
             return self.detour(frame, parsed, endpoint, hop_index, outbox, now);

@@ -95,7 +95,7 @@ impl Forwarder<'_> {
                     outbox.message(origin, PeerMessage::Returned { key: parsed.key, holder: self.worker });
                     note = Some(HandoffNote::Borrow { origin, asked: 1, round: 0 });
                 }
-                Some(HandoffNote::Borrow { .. }) => {}
+                Some(HandoffNote::Borrow { .. } | HandoffNote::Gather) => {}
             }
         }
         if parsed.kind == PacketKind::Tcp && parsed.tcp_flags & (SYN | ACK | RST | FIN) != SYN {

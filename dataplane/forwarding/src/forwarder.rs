@@ -14,6 +14,7 @@ use postern_wire::parse::{PLAIN, parse_plain, plain};
 use postern_wire::{AttachmentIndex, FlowKey, Frame, MacAddress, PacketKind, Parsed, PortIndex, nd, parse};
 
 use crate::counters::WorkerCounters;
+use crate::fragments::Fragments;
 use crate::limiter::TokenBucket;
 use crate::next_hops::{NextHops, own_mac};
 use crate::outbox::Outbox;
@@ -156,6 +157,7 @@ pub struct Forwarder<'m> {
     pub(crate) hops: NextHops,
     pub(crate) ways: Ways,
     pub(crate) waiting: WaitingRoom,
+    pub(crate) fragments: Fragments,
     pub(crate) answers: TokenBucket,
     /// How many rests the allocator had cut short when they were counted last.
     rests_cut_short: u64,
@@ -185,6 +187,11 @@ pub(crate) struct Slot {
 }
 
 impl Slot {
+    /// A TCP or UDP packet that is not plain, with its hash and where the look-up of that begins.
+    pub(crate) const fn of_flow(parsed: Parsed, hash: u64, place: usize) -> Self {
+        Self { parsed, hash, place, admission: Admission::Flow, ..SLOT }
+    }
+
     /// Whether all headers are where [`parse_plain`] has them.
     #[inline]
     pub(crate) fn is_plain(&self) -> bool {
@@ -279,6 +286,7 @@ impl<'m> Forwarder<'m> {
             hops: NextHops::new(c ^ a.rotate_left(7)),
             ways: Ways::new(),
             waiting: WaitingRoom::new(),
+            fragments: Fragments::new(config.worker, config.workers, [b ^ d.rotate_left(19), a ^ c.rotate_left(45)]),
             answers: TokenBucket::new(ANSWERS_PER_SECOND, ANSWERS_AT_ONCE),
             rests_cut_short: 0,
             ports: config.ports.clone(),
@@ -411,7 +419,7 @@ impl<'m> Forwarder<'m> {
     /// What happens to a frame that is not a plain packet of a steady flow.
     #[cold]
     #[inline(never)]
-    fn decide(
+    pub(crate) fn decide(
         &mut self,
         frame: &mut Frame<'_>,
         slot: &mut Slot,
@@ -425,7 +433,7 @@ impl<'m> Forwarder<'m> {
         } else {
             match slot.admission {
                 Admission::Flow => {}
-                Admission::Other => return self.other(frame, slot, outbox, now),
+                Admission::Other => return self.other(frame, slot, note, outbox, now),
                 Admission::Refused(reason) => return self.refuse(reason),
             }
         }
@@ -442,12 +450,19 @@ impl<'m> Forwarder<'m> {
     }
 
     #[cold]
-    fn other(&mut self, frame: &mut Frame<'_>, slot: &Slot, outbox: &mut Outbox, now: Now) -> Verdict {
+    fn other(
+        &mut self,
+        frame: &mut Frame<'_>,
+        slot: &Slot,
+        note: Option<HandoffNote>,
+        outbox: &mut Outbox,
+        now: Now,
+    ) -> Verdict {
         match slot.parsed.kind {
             PacketKind::Arp => Verdict::Punt,
             PacketKind::Icmp => self.icmp(frame, &slot.parsed, outbox, now),
             PacketKind::NeighbourDiscovery => self.neighbour_discovery(frame, &slot.parsed),
-            PacketKind::Fragment => self.refuse_at(&slot.parsed, DropReason::Fragment),
+            PacketKind::Fragment => self.fragment(frame, &slot.parsed, note, outbox, now),
             _ => self.refuse_at(&slot.parsed, DropReason::Protocol),
         }
     }
@@ -491,6 +506,7 @@ impl<'m> Forwarder<'m> {
         if !self.waiting.is_empty() {
             self.retry_waiting(outbox, now);
         }
+        self.tend_fragments(outbox, now);
         more_ports || self.table.is_due(now.milliseconds())
     }
 

@@ -8,10 +8,12 @@ pub mod drop_pairs;
 mod established;
 mod first_packet;
 pub mod forwarder;
+mod fragments;
 mod lifecycle;
 mod limiter;
 mod next_hops;
 pub mod outbox;
+mod pieces;
 #[cfg(test)]
 mod tests;
 pub mod verdict;

@@ -1,10 +1,10 @@
-//! Frames of the forwarder's own making, and frames that had waited: preallocated buffers that the worker sends.
+//! Frames of the forwarder's own making, and frames that had waited: preallocated buffers that the worker sends or hands over.
 
 use postern_wire::frame::HEADROOM;
 use postern_wire::{AttachmentIndex, Frame, Offload, PortIndex};
 use std::net::Ipv4Addr;
 
-use crate::verdict::WorkerIndex;
+use crate::verdict::{HandoffNote, WorkerIndex};
 
 /// What a frame in the outbox is, for the counters.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -17,10 +17,17 @@ pub enum Origin {
 
 #[derive(Debug)]
 struct Entry {
-    egress: PortIndex,
-    origin: Origin,
+    way: Way,
     length: usize,
     offload: Offload,
+}
+
+/// Where a frame goes.
+#[derive(Clone, Copy, Debug)]
+enum Way {
+    Out(PortIndex, Origin),
+    /// To another worker, as it came: with the port and the tag beside it.
+    Over(WorkerIndex, HandoffNote, PortIndex, u16),
 }
 
 /// A request to the one owner of the neighbour tables: find the MAC address of a next hop.
@@ -89,8 +96,20 @@ impl Outbox {
             return false;
         };
         let written = write(&mut buffer[HEADROOM..HEADROOM + length]).min(length);
-        self.entries.push(Entry { egress, origin, length: written, offload });
+        self.entries.push(Entry { way: Way::Out(egress, origin), length: written, offload });
         true
+    }
+
+    /// Adds a received frame that had been held, to be handed to another worker as it came. There must be room.
+    pub fn hand_over(&mut self, to: WorkerIndex, note: HandoffNote, frame: &Frame<'_>) {
+        let bytes = frame.bytes();
+        let room = self.buffers.get_mut(self.entries.len());
+        debug_assert!(room.is_some(), "the caller has looked whether there is room");
+        if let Some(room) = room.and_then(|buffer| buffer.get_mut(HEADROOM..HEADROOM + bytes.len())) {
+            room.copy_from_slice(bytes);
+            let way = Way::Over(to, note, frame.ingress, frame.vlan);
+            self.entries.push(Entry { way, length: bytes.len(), offload: frame.offload });
+        }
     }
 
     /// How many more frames fit.
@@ -118,9 +137,20 @@ impl Outbox {
     /// The frames to send: egress port, what it is, frame.
     pub fn frames(&mut self) -> impl Iterator<Item = (PortIndex, Origin, Frame<'_>)> {
         self.buffers.iter_mut().zip(&self.entries).filter_map(|(buffer, entry)| {
+            let Way::Out(egress, origin) = entry.way else { return None };
             let mut frame = Frame::new(buffer, HEADROOM, entry.length)?;
             frame.offload = entry.offload;
-            Some((entry.egress, entry.origin, frame))
+            Some((egress, origin, frame))
+        })
+    }
+
+    /// The frames for other workers, which come behind those whose verdict says the same.
+    pub fn handed(&mut self) -> impl Iterator<Item = (WorkerIndex, HandoffNote, Frame<'_>)> {
+        self.buffers.iter_mut().zip(&self.entries).filter_map(|(buffer, entry)| {
+            let Way::Over(to, note, ingress, vlan) = entry.way else { return None };
+            let mut frame = Frame::new(buffer, HEADROOM, entry.length)?;
+            (frame.offload, frame.ingress, frame.vlan) = (entry.offload, ingress, vlan);
+            Some((to, note, frame))
         })
     }
 

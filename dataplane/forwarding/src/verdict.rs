@@ -28,8 +28,11 @@ pub enum Verdict {
 /// What the owner must know of a frame that was handed to it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum HandoffNote {
-    /// The frame belongs to a flow (or a port block, or a bucket) of the receiver.
+    /// The frame belongs to a flow (or a port block, or a bucket) of the receiver; of a fragment that is not the first, the
+    /// first has gone ahead.
     Owned,
+    /// A fragment of a datagram whose fragments all meet at the receiver.
+    Gather,
     /// A first packet whose own worker `origin` has no free port toward the target. The receiver lends one if it can, else
     /// passes the frame on.
     Borrow {
@@ -101,8 +104,18 @@ drop_reasons! {
     BadSource = "bad_source",
     /// The destination is none of the addresses that the gateway answers for.
     NotLocal = "not_local",
-    /// A fragment; fragments are not forwarded by this version.
-    Fragment = "fragment",
+    /// A fragment that can be part of no datagram, or a first one without the whole TCP or UDP header (RFC 1858, RFC 3128).
+    FragmentHeader = "fragment_header",
+    /// A fragment that overlaps another of its datagram, or any other fragment of such a datagram.
+    FragmentOverlap = "fragment_overlap",
+    /// A fragment that had come already.
+    FragmentDuplicate = "fragment_duplicate",
+    /// A fragment whose datagram's first fragment was dropped, or never came here.
+    FragmentRefused = "fragment_refused",
+    /// A fragment whose datagram's first fragment did not come in time.
+    FragmentTimeout = "fragment_timeout",
+    /// No room for a fragment beside others of the same source, or of all; or one of a datagram with more than 128.
+    FragmentFull = "fragment_full",
     /// An IP protocol other than TCP, UDP, ICMP in IPv4 and ICMPv6 in IPv6.
     Protocol = "protocol",
     /// The endpoint's service has no listener on this protocol and port.
@@ -139,8 +152,6 @@ drop_reasons! {
     TtlExpired = "ttl_expired",
     /// Larger than the MTU with DF set; answered with ICMP 3/4 where the limit allows.
     TooBig = "too_big",
-    /// Larger than the MTU, DF clear; fragments are not made by this version.
-    NeedsFragmenting = "needs_fragmenting",
     /// A super-frame that can neither be sent as it is nor segmented.
     Unsegmentable = "unsegmentable",
     /// An ICMP message that is neither an echo to an endpoint nor an error.

@@ -22,6 +22,7 @@ struct Waiting {
     length: usize,
     offload: Offload,
     endpoint: u32,
+    origin: Origin,
     buffer: usize,
 }
 
@@ -46,19 +47,43 @@ impl WaitingRoom {
         self.waiting.is_empty()
     }
 
+    /// How many more packets may wait for a hop.
+    pub(crate) fn room(&self, hop: u32) -> usize {
+        let of_hop = self.waiting.iter().filter(|waiting| waiting.hop == hop).count();
+        FRAMES_PER_HOP.saturating_sub(of_hop).min(self.free.len())
+    }
+
     /// Keeps a translated IP packet, whose offload offsets count from its first byte; false if there is no room.
     pub(crate) fn keep(&mut self, hop: u32, endpoint: u32, packet: &[u8], offload: Offload, now: Now) -> bool {
-        let of_hop = self.waiting.iter().filter(|waiting| waiting.hop == hop).count();
-        if of_hop >= FRAMES_PER_HOP || packet.len() > PACKET {
+        packet.len() <= PACKET
+            && self.keep_with(hop, endpoint, Origin::Held, offload, now, |room| {
+                room[..packet.len()].copy_from_slice(packet);
+                packet.len()
+            })
+    }
+
+    /// The same for a packet that `write` puts into the room and whose length it returns. One of several that a received
+    /// frame has become is [`Origin::Held`] and counts as that frame.
+    pub(crate) fn keep_with(
+        &mut self,
+        hop: u32,
+        endpoint: u32,
+        origin: Origin,
+        offload: Offload,
+        now: Now,
+        write: impl FnOnce(&mut [u8]) -> usize,
+    ) -> bool {
+        if self.room(hop) == 0 {
             return false;
         }
         let Some(buffer) = self.free.pop() else { return false };
-        self.buffers[buffer][..packet.len()].copy_from_slice(packet);
-        self.waiting.push(Waiting { hop, since: now, length: packet.len(), offload, endpoint, buffer });
+        let length = write(&mut self.buffers[buffer]);
+        self.waiting.push(Waiting { hop, since: now, length, offload, endpoint, origin, buffer });
         true
     }
 
-    /// Sends what waited for a hop that is resolved now; returns how many found room in the outbox. The rest stays.
+    /// Sends what waited for a hop that is resolved now; returns how many received frames found room in the outbox. The rest
+    /// stays.
     pub(crate) fn send(&mut self, index: u32, hop: &NextHop, outbox: &mut Outbox) -> u64 {
         let mut sent = 0;
         let (buffers, free) = (&self.buffers, &mut self.free);
@@ -70,14 +95,14 @@ impl WaitingRoom {
             let header = hop.header();
             let mut offload = waiting.offload;
             offload.shift(header.len() as isize);
-            let pushed = outbox.push(hop.port, Origin::Held, offload, header.len() + packet.len(), |room| {
+            let pushed = outbox.push(hop.port, waiting.origin, offload, header.len() + packet.len(), |room| {
                 room[..header.len()].copy_from_slice(header);
                 room[header.len()..].copy_from_slice(packet);
                 room.len()
             });
             if pushed {
                 free.push(waiting.buffer);
-                sent += 1;
+                sent += u64::from(waiting.origin == Origin::Held);
             }
             !pushed
         });
@@ -105,7 +130,9 @@ impl WaitingRoom {
             let gone = which(waiting);
             if gone {
                 free.push(waiting.buffer);
-                dropped(waiting.endpoint);
+                if waiting.origin == Origin::Held {
+                    dropped(waiting.endpoint);
+                }
             }
             !gone
         });

@@ -105,7 +105,7 @@ report! {
         Counter forwarded = "postern_frames_forwarded_total" "" "Translated frames that the kernel accepted.",
         Counter answered = "postern_frames_answered_total" "" "Frames turned into an answer that the kernel accepted.",
         Counter punted = "postern_frames_punted_total" "" "Frames passed on to the threads for neighbours (ARP) and health checks (answers to probes).",
-        Gauge held = "postern_frames_held" "" "Frames held now for a neighbour.",
+        Gauge held = "postern_frames_held" "" "Frames held now for a neighbour, or for the first fragment of their datagram.",
         Counter made = "postern_frames_made_total" "" "Frames of the forwarder's own making that the kernel accepted.",
         Counter made_refused = "postern_frames_made_refused_total" "" "Frames of the forwarder's own making that the kernel refused.",
         Gauge flows = "postern_flows" "" "Live flows.",

@@ -94,13 +94,7 @@ impl<'w> Dispatch<'w> {
                 Verdict::Punt => self.punt(frame),
                 Verdict::Probe => self.pass_probe(frame),
                 Verdict::Handoff(to, note) => {
-                    let ring = self.shared.handoff.ring(self.index, usize::from(to.0));
-                    if ring.is_some_and(|ring| ring.push(frame, note)) {
-                        self.touched |= 1 << to.0;
-                        self.link.counters.handed_out.add(1);
-                    } else {
-                        self.link.counters.count_drop(DropReason::HandoffFull, 1);
-                    }
+                    self.touched |= hand_over(self.shared, self.index, to, note, frame);
                 }
                 Verdict::Hold | Verdict::Drop(_) => {}
             }
@@ -194,6 +188,9 @@ impl<'w> Dispatch<'w> {
             }
         }
         drop(sent);
+        for (to, note, frame) in self.outbox.handed() {
+            self.touched |= hand_over(self.shared, self.index, to, note, &frame);
+        }
         for request in self.outbox.requests() {
             self.touched_control = true;
             if self.link.requests.push(*request).is_err() {
@@ -225,6 +222,20 @@ impl<'w> Dispatch<'w> {
             self.touched |= 1 << to.0;
             self.backlog.pop_front();
         }
+    }
+}
+
+/// Puts a frame into the ring to another worker; returns that worker's bit if there was room.
+#[inline]
+fn hand_over(shared: &Shared, from: usize, to: WorkerIndex, note: HandoffNote, frame: &Frame<'_>) -> u64 {
+    let counters = &shared.links[from].counters;
+    let ring = shared.handoff.ring(from, usize::from(to.0));
+    if ring.is_some_and(|ring| ring.push(frame, note)) {
+        counters.handed_out.add(1);
+        1 << to.0
+    } else {
+        counters.count_drop(DropReason::HandoffFull, 1);
+        0
     }
 }
 

@@ -1,7 +1,8 @@
-//! How to rewrite: plans, SNAT ports, ICMP quotes, MSS, segmentation.
+//! How to rewrite: plans, SNAT ports, ICMP quotes, MSS, fragments, segmentation.
 #![forbid(unsafe_code)]
 
 pub mod crc32c;
+pub mod fragments;
 pub mod icmp;
 pub mod icmpv6;
 pub mod insertion;

@@ -14,7 +14,8 @@ const UDP_CHECKSUM: usize = 6;
 /// Offset of the checksum field in a TCP header.
 const TCP_CHECKSUM: usize = 16;
 
-/// Rewrites a TCP or UDP packet by its plan and takes one from the time to live, which is at least 2.
+/// Rewrites a TCP or UDP packet by its plan and takes one from the time to live, which is at least 2. A first fragment is
+/// rewritten like the whole datagram, whose checksum it carries; the others have addresses only.
 ///
 /// A partial checksum (the device has still to add the segment's own sum) holds the plain pseudo-header sum: it takes the
 /// change of the addresses only, as the kernel's `inet_proto_csum_replace` does. A UDP checksum of zero stays zero, and one that
@@ -32,6 +33,10 @@ pub fn rewrite(frame: &mut Frame<'_>, parsed: &Parsed, plan: &RewritePlan) {
     ip[8] = ip[8].wrapping_sub(1);
     ip[10..12].copy_from_slice(&sum.to_le_bytes());
     ip[12..20].copy_from_slice(&plan.addresses.to_le_bytes());
+    // What is left is in a datagram's first fragment only.
+    if parsed.kind == PacketKind::Fragment {
+        return;
+    }
 
     let Some(transport) = bytes.get_mut(l4..).and_then(<[u8]>::first_chunk_mut::<8>) else { return };
     transport[..4].copy_from_slice(&plan.ports.to_le_bytes());

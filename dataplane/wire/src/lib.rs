@@ -8,6 +8,7 @@
 pub mod address;
 pub mod arp;
 pub mod checksum;
+pub mod fragment;
 pub mod frame;
 pub mod icmp;
 pub mod icmpv6;
@@ -20,6 +21,7 @@ pub mod plain6;
 pub mod tcp;
 
 pub use address::{Ipv4Prefix, MacAddress};
+pub use fragment::{Fragment, FragmentError};
 pub use frame::{Frame, Offload, PortIndex, Segmentation};
 pub use key::{AttachmentIndex, Direction, Family, FlowKey};
 pub use parse::{PacketKind, ParseError, Parsed, parse};

@@ -32,6 +32,13 @@ struct Arrival {
     vlan: u16,
 }
 
+/// What was in the outbox.
+#[derive(Default)]
+struct Taken {
+    sent: Vec<(PortIndex, Vec<u8>, Offload)>,
+    handed: Vec<(WorkerIndex, HandoffNote, Arrival)>,
+}
+
 /// Forwarders, and the world around them.
 pub(crate) struct Gateway<'m> {
     workers: Vec<Forwarder<'m>>,
@@ -230,10 +237,11 @@ impl<'m> Gateway<'m> {
             Verdict::Punt | Verdict::Probe => counters.punted.add(1),
             Verdict::Handoff(to, note) => {
                 counters.handed_out.add(1);
-                self.empty_outbox(worker);
+                let rest = self.take_outbox(worker);
                 assert!(usize::from(to.0) < self.workers.len());
                 assert!(handed < 4 * self.workers.len(), "a frame goes around among the workers for ever");
                 self.hand_over(usize::from(to.0), note, arrival, handed + 1);
+                self.carry_on(rest);
             }
             Verdict::Hold | Verdict::Drop(_) => {}
         }
@@ -249,24 +257,46 @@ impl<'m> Gateway<'m> {
     }
 
     fn empty_outbox(&mut self, worker: usize) {
+        let taken = self.take_outbox(worker);
+        self.carry_on(taken);
+    }
+
+    /// Counts what a worker put into the outbox and takes it out. What workers say to each other goes ahead of all frames.
+    fn take_outbox(&mut self, worker: usize) -> Taken {
+        for (to, message) in self.outbox.take_messages().collect::<Vec<_>>() {
+            self.workers[usize::from(to.0)].peer_message(message, self.now);
+        }
         let counters = self.workers[worker].counters().clone();
-        let mut sent = Vec::new();
+        let mut taken = Taken::default();
         for (port, origin, frame) in self.outbox.frames() {
             match origin {
                 Origin::Held => counters.forwarded.add(1),
                 Origin::Made => counters.made.add(1),
             }
-            sent.push((port, frame.bytes().to_vec(), frame.offload));
+            taken.sent.push((port, frame.bytes().to_vec(), frame.offload));
         }
-        let messages = self.outbox.messages().to_vec();
+        for (to, note, frame) in self.outbox.handed() {
+            counters.handed_out.add(1);
+            let arrival = Arrival {
+                port: frame.ingress.0,
+                bytes: frame.bytes().to_vec(),
+                offload: frame.offload,
+                vlan: frame.vlan,
+            };
+            taken.handed.push((to, note, arrival));
+        }
         self.requests.extend(self.outbox.requests());
         self.requests.truncate(MOST_REQUESTS);
         self.outbox.clear();
-        for (port, bytes, offload) in sent {
+        taken
+    }
+
+    fn carry_on(&mut self, taken: Taken) {
+        for (port, bytes, offload) in taken.sent {
             self.sent(port, bytes, offload);
         }
-        for (to, message) in messages {
-            self.workers[usize::from(to.0)].peer_message(message, self.now);
+        for (to, note, arrival) in taken.handed {
+            self.hand_over(usize::from(to.0), note, arrival, 1);
         }
     }
 

@@ -44,7 +44,7 @@ fn each_kind_of_bad_frame_is_counted_by_its_reason_and_makes_no_flow() {
         ("ip_length", frame(&changed(good(), 2, &[0x10, 0]))),
         ("ip_checksum", frame(&checksum)),
         ("udp_length", frame(&udp)),
-        ("fragment", frame(&changed(good(), 6, &[0x20, 0]))),
+        ("fragment_header", frame(&changed(good(), 6, &[0x20, 0]))),
         ("protocol", frame(&changed(good(), 9, &[132]))),
         ("bad_source", frame(&datagram(ENDPOINT, ENDPOINT, 7))),
         ("not_local", frame(&datagram(CLIENT, [10, 0, 0, 99].into(), 7))),
@@ -89,7 +89,7 @@ fn a_flood_of_random_frames_is_counted_and_live_flows_go_on() {
         ("drops.not_local", ANY),
         ("drops.bad_source", ANY),
         ("drops.protocol", ANY),
-        ("drops.fragment", ANY),
+        ("drops.fragment_header", ANY),
     ]);
     assert_eq!(report.total.drops.values().sum::<u64>(), FRAMES as u64);
 }

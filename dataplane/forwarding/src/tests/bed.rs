@@ -139,6 +139,14 @@ pub(super) fn port_mac(port: PortIndex) -> MacAddress {
     MacAddress([2, 0, 0, 0, 0, port.0 as u8 + 1])
 }
 
+/// What was in the outbox.
+#[derive(Default)]
+struct Taken {
+    frames: Vec<(PortIndex, Vec<u8>, Offload)>,
+    handed: Vec<(WorkerIndex, HandoffNote, PortIndex, Vec<u8>)>,
+    requests: Vec<NeighbourRequest>,
+}
+
 pub(super) struct Bed {
     pub(super) workers: Vec<Forwarder<'static>>,
     pub(super) outbox: Outbox,
@@ -274,8 +282,9 @@ impl Bed {
             Verdict::Punt | Verdict::Probe => counters.punted.add(1),
             Verdict::Handoff(to, note) => {
                 counters.handed_out.add(1);
-                self.empty_outbox(worker);
+                let rest = self.take_outbox(worker);
                 self.deliver(usize::from(to.0), port, bytes, offload, Some(note));
+                self.carry_out(rest);
             }
             Verdict::Hold | Verdict::Drop(_) => {}
         }
@@ -283,27 +292,43 @@ impl Bed {
     }
 
     fn empty_outbox(&mut self, worker: usize) {
+        let taken = self.take_outbox(worker);
+        self.carry_out(taken);
+    }
+
+    /// Counts what a worker put into the outbox and takes it out. What workers say to each other goes ahead of all frames.
+    fn take_outbox(&mut self, worker: usize) -> Taken {
+        let messages: Vec<_> = self.outbox.take_messages().collect();
+        for (to, message) in messages {
+            self.workers[usize::from(to.0)].peer_message(message, self.now);
+        }
         let counters = Arc::clone(self.workers[worker].counters());
-        let mut frames = Vec::new();
+        let mut taken = Taken { requests: self.outbox.requests().to_vec(), ..Taken::default() };
         for (egress, origin, frame) in self.outbox.frames() {
             match origin {
                 Origin::Held => counters.forwarded.add(1),
                 Origin::Made => counters.made.add(1),
             }
-            frames.push((egress, frame.bytes().to_vec(), frame.offload));
+            taken.frames.push((egress, frame.bytes().to_vec(), frame.offload));
         }
-        let requests = self.outbox.requests().to_vec();
-        let messages = self.outbox.messages().to_vec();
+        for (to, note, frame) in self.outbox.handed() {
+            counters.handed_out.add(1);
+            taken.handed.push((to, note, frame.ingress, frame.bytes().to_vec()));
+        }
         self.outbox.clear();
-        for (egress, bytes, offload) in frames {
+        taken
+    }
+
+    fn carry_out(&mut self, taken: Taken) {
+        for (egress, bytes, offload) in taken.frames {
             self.send(egress, bytes, offload);
         }
-        for (to, message) in messages {
-            self.workers[usize::from(to.0)].peer_message(message, self.now);
+        for (to, note, port, bytes) in taken.handed {
+            self.deliver(usize::from(to.0), port, &bytes, Offload::NONE, Some(note));
         }
-        self.requests.extend(&requests);
+        self.requests.extend(&taken.requests);
         if self.neighbours_answer {
-            for request in requests {
+            for request in taken.requests {
                 self.answer(request, Some(station(request.address)));
             }
         }

@@ -3,6 +3,7 @@
 mod bed;
 mod connections;
 mod errors;
+mod fragments;
 mod noise;
 mod ports;
 mod tcp_life;

@@ -122,24 +122,18 @@ pub(crate) fn write_reset(reset: &mut [u8; tcp::HEADER], parsed: &Parsed, segmen
 /// A complete ICMP checksum is updated, so that a wrong one stays wrong and its sender notices; a partial one is a sum that
 /// the device has still to make over the new type.
 pub fn echo_reply(frame: &mut Frame<'_>, parsed: &Parsed) -> bool {
-    let (l3, l4) = (usize::from(parsed.l3), usize::from(parsed.l4));
+    let l4 = usize::from(parsed.l4);
     let partial = frame.offload.is_partial() && frame.offload.checksum_start == parsed.l4;
-    let bytes = frame.bytes_mut();
-    let is_request = bytes
+    let is_request = frame
+        .bytes()
         .get(l4..)
         .and_then(<[u8]>::first_chunk::<{ icmp::HEADER }>)
         .is_some_and(|message| parsed.kind == PacketKind::Icmp && message[..2] == [icmp::ECHO_REQUEST, 0]);
     if !is_request {
         return false;
     }
-    let Some(ip) = bytes.get_mut(l3..).and_then(<[u8]>::first_chunk_mut::<{ ipv4::HEADER }>) else { return false };
-    ip[ipv4::ADDRESSES..].copy_from_slice(&parsed.key.reversed().addresses.to_le_bytes());
-    let delta = Delta::between(u64::from(ip[ipv4::TTL]), u64::from(TTL));
-    ip[ipv4::TTL] = TTL;
-    let sum = delta.apply(u16::from_le_bytes([ip[ipv4::CHECKSUM], ip[ipv4::CHECKSUM + 1]]));
-    ip[ipv4::CHECKSUM..ipv4::CHECKSUM + 2].copy_from_slice(&sum.to_le_bytes());
-
-    let message = &mut bytes[l4..];
+    return_to_source(frame, parsed);
+    let message = &mut frame.bytes_mut()[l4..];
     message[0] = icmp::ECHO_REPLY;
     if !partial {
         let delta = Delta::between(u64::from(icmp::ECHO_REQUEST), u64::from(icmp::ECHO_REPLY));
@@ -147,4 +141,16 @@ pub fn echo_reply(frame: &mut Frame<'_>, parsed: &Parsed) -> bool {
         message[icmp::CHECKSUM..icmp::CHECKSUM + 2].copy_from_slice(&sum.to_le_bytes());
     }
     true
+}
+
+/// Exchanges the addresses of an IPv4 packet and makes its time to live 64: one that goes back to where it came from.
+pub fn return_to_source(frame: &mut Frame<'_>, parsed: &Parsed) {
+    let l3 = usize::from(parsed.l3);
+    let ip = frame.bytes_mut().get_mut(l3..).and_then(<[u8]>::first_chunk_mut::<{ ipv4::HEADER }>);
+    let Some(ip) = ip else { return };
+    ip[ipv4::ADDRESSES..].copy_from_slice(&parsed.key.reversed().addresses.to_le_bytes());
+    let delta = Delta::between(u64::from(ip[ipv4::TTL]), u64::from(TTL));
+    ip[ipv4::TTL] = TTL;
+    let sum = delta.apply(u16::from_le_bytes([ip[ipv4::CHECKSUM], ip[ipv4::CHECKSUM + 1]]));
+    ip[ipv4::CHECKSUM..ipv4::CHECKSUM + 2].copy_from_slice(&sum.to_le_bytes());
 }
