@@ -2,7 +2,7 @@
 //! due or the operator asks for something, and never makes a worker wait.
 
 use std::collections::BTreeMap;
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -26,14 +26,14 @@ use crate::run_directory::RunDirectory;
 const LOOK_AT_PORTS: u64 = 1000;
 /// Pause while a worker's ring is full or a worker has not taken the tables.
 const RETRY: Duration = Duration::from_millis(1);
-/// ARP frames of one worker taken in a turn.
+/// Frames of ARP and Neighbor Discovery of one worker taken in a turn.
 const PUNTED: usize = 256;
 
 /// Longest frame of this thread's own, a probe with a tag, in bytes.
-const LONGEST_FRAME: usize = 18 + 576;
+const LONGEST_FRAME: usize = 18 + crate::health::LONGEST_PROBE;
 
 /// Events that a worker has not taken yet: the last of each neighbour, so that the backlog is bounded by their number.
-type Backlog = BTreeMap<(AttachmentIndex, Ipv4Addr), Option<MacAddress>>;
+type Backlog = BTreeMap<(AttachmentIndex, IpAddr), Option<MacAddress>>;
 
 /// State of the control-side thread.
 #[derive(Debug)]

@@ -13,7 +13,7 @@ mod summary;
 
 use std::collections::BTreeMap;
 use std::io;
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -24,9 +24,9 @@ use crossbeam_queue::ArrayQueue;
 use postern_measurement::Now;
 use postern_tables::snapshot::{TargetIndex, VpcIndex};
 use postern_tables::{Snapshot, Usable};
-use postern_wire::checksum::{fold, pseudo_header, sum};
+use postern_wire::checksum::{fold, pseudo_header, pseudo_header_v6, sum};
 use postern_wire::parse::PROTOCOL_TCP;
-use postern_wire::{Frame, Offload, PacketKind, parse};
+use postern_wire::{Frame, Offload, PacketKind, ipv6, parse};
 use tracing::{error, info};
 
 use crate::control_link::target_views::{self as views, TargetHealth, TargetViews};
@@ -35,6 +35,7 @@ use crate::wake::Wake;
 use exchange::Tls;
 use prober::{Output, Prober, TargetKey, TargetView};
 
+pub(crate) use connection::MTU_V6 as LONGEST_PROBE;
 pub use egress::ProbeEgress;
 pub use summary::{GroupHealth, ProbeCounters};
 
@@ -59,7 +60,7 @@ pub enum HealthError {
 }
 
 /// Group, address and port of a target.
-pub type TargetName = (String, Ipv4Addr, u16);
+pub type TargetName = (String, IpAddr, u16);
 
 /// A packet of a probe on its way out.
 #[derive(Debug)]
@@ -108,7 +109,7 @@ impl HealthLink {
     }
 
     /// Takes what the tables have not been told yet, as [`postern_tables::Tables::set_health`] wants it.
-    pub fn take_changes(&self) -> Vec<(String, Ipv4Addr, u16, Usable)> {
+    pub fn take_changes(&self) -> Vec<(String, IpAddr, u16, Usable)> {
         let changes = std::mem::take(&mut *self.usages.lock().unwrap_or_else(PoisonError::into_inner));
         changes.into_iter().map(|((group, address, port), usable)| (group, address, port, usable)).collect()
     }
@@ -277,8 +278,12 @@ fn answer(snapshot: &Snapshot, frame: &Frame<'_>) -> Option<(VpcIndex, Vec<u8>)>
     let segment = frame.bytes().get(usize::from(parsed.l4)..parsed.end as usize)?;
     // The sender's checksum, unless its host or a device answers for it.
     let vouched = frame.offload.flags & (Offload::NEEDS_CHECKSUM | Offload::CHECKSUM_VALID) != 0;
-    let addresses = u64::from_le_bytes(*packet.get(12..)?.first_chunk::<8>()?);
     let length = u16::try_from(segment.len()).ok()?;
-    let right = vouched || fold(sum(segment) + pseudo_header(addresses, PROTOCOL_TCP, length)) == u16::MAX;
+    let pseudo_header = if parsed.key.is_wide() {
+        pseudo_header_v6(ipv6::addresses(packet, 0)?, PROTOCOL_TCP, length)
+    } else {
+        pseudo_header(u64::from_le_bytes(*packet.get(12..)?.first_chunk::<8>()?), PROTOCOL_TCP, length)
+    };
+    let right = vouched || fold(sum(segment) + pseudo_header) == u16::MAX;
     right.then(|| (vpc, packet.to_vec()))
 }

@@ -15,7 +15,7 @@ use postern_tables::Snapshot;
 
 use crate::handoff::{HandoffRing, HandoffRings};
 use crate::health::HealthLink;
-use crate::neighbours::arp_frame::ArpFrame;
+use crate::neighbours::neighbour_frame::NeighbourFrame;
 use crate::wake::{Bell, Wake};
 
 /// Flow slots that a worker reads at a time for a listing.
@@ -207,7 +207,7 @@ pub struct LoopCounters {
 #[derive(Debug)]
 pub struct WorkerLink {
     /// ARP frames for the owner of the neighbour tables.
-    pub punted: ArrayQueue<ArpFrame>,
+    pub punted: ArrayQueue<NeighbourFrame>,
     /// Targets' answers to probes, for the health thread.
     pub probed: HandoffRing,
     /// Next hops to be found.

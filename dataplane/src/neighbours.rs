@@ -1,15 +1,16 @@
-//! Who is where on the wire: answers ARP for the addresses that Postern holds, announces them, and finds the MAC
-//! addresses of next hops. A pure state machine: frames in, frames out, time passed in. One thread owns it.
+//! Who is where on the wire: answers ARP and Neighbor Discovery (RFC 4861) for the addresses that Postern holds, announces
+//! them, and finds the MAC addresses of next hops. A pure state machine: frames in, frames out, time passed in. One thread owns it.
 //!
 //! Only an answer to a question of ours changes an entry. An entry that exists moves only after its old station has left
 //! three unicast questions unanswered; until then a stranger's answers and announcements are no more than a reason to ask.
 
 mod announcements;
-pub mod arp_frame;
+mod discovery;
 mod entries;
+pub mod neighbour_frame;
 
 use std::collections::{BTreeSet, HashMap};
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 
 use postern_forwarding::{NeighbourEvent, NeighbourRequest, PortInfo};
@@ -20,8 +21,8 @@ use postern_wire::arp::{ArpPacket, Operation};
 use postern_wire::{AttachmentIndex, MacAddress, PortIndex};
 
 use announcements::Announcements;
-use arp_frame::{ArpFrame, ReceivedArp};
 use entries::{Ask, Entries, Step};
+use neighbour_frame::{NeighbourFrame, ReceivedArp};
 
 /// Most entries that one pass asks again or gives up.
 const MOST_QUESTIONS: usize = 1024;
@@ -30,7 +31,7 @@ const MOST_QUESTIONS: usize = 1024;
 #[derive(Debug, Default)]
 pub struct Output {
     /// Frames to send.
-    pub frames: Vec<ArpFrame>,
+    pub frames: Vec<NeighbourFrame>,
     /// What every worker must hear.
     pub events: Vec<NeighbourEvent>,
 }
@@ -61,7 +62,7 @@ pub struct NeighbourCounters {
     pub unsolicited: u64,
     /// Frames in which another station claims an address of ours.
     pub conflicts: u64,
-    /// Frames that are no ARP, or that belong to no attachment.
+    /// Frames that are neither ARP nor Neighbor Discovery, or that belong to no attachment.
     pub ignored: u64,
     /// Next hops that did not answer.
     pub unreachable: u64,
@@ -75,7 +76,7 @@ pub struct Neighbours {
     snapshot: Arc<Snapshot>,
     ports: Vec<PortInfo>,
     /// Addresses that Postern holds, by VPC.
-    held: HashMap<VpcIndex, BTreeSet<Ipv4Addr>>,
+    held: HashMap<VpcIndex, BTreeSet<IpAddr>>,
     /// Attachments by VPC.
     attachments: HashMap<VpcIndex, Vec<AttachmentIndex>>,
     entries: Entries,
@@ -116,7 +117,11 @@ impl Neighbours {
             }
         }
         let mut new = Vec::new();
-        for ((vpc, address), was, is) in self.snapshot.local.differences(&old.local) {
+        let narrow = self.snapshot.local.differences(&old.local);
+        let narrow = narrow.map(|((vpc, address), was, is)| (vpc, IpAddr::V4(address), was, is));
+        let wide = self.snapshot.local6.differences(&old.local6);
+        let wide = wide.map(|((vpc, address), was, is)| (vpc, IpAddr::V6(address), was, is));
+        for (vpc, address, was, is) in narrow.chain(wide) {
             if is.is_some() {
                 self.held.entry(vpc).or_default().insert(address);
                 if was.is_none() {
@@ -160,7 +165,7 @@ impl Neighbours {
     }
 
     /// Announces an address on those attachments of its VPC that `which` names, where it is to be announced.
-    fn announce_new(&mut self, vpc: VpcIndex, address: Ipv4Addr, which: impl Fn(AttachmentIndex) -> bool, now: Now) {
+    fn announce_new(&mut self, vpc: VpcIndex, address: IpAddr, which: impl Fn(AttachmentIndex) -> bool, now: Now) {
         let attachments = self.attachments.get(&vpc).map_or(&[][..], Vec::as_slice);
         let on_link = |index: &AttachmentIndex| is_on_link(&self.snapshot, *index, address);
         let elsewhere = attachments.iter().any(on_link);
@@ -199,7 +204,7 @@ impl Neighbours {
     /// Looks for a neighbour on behalf of a worker. A known one is told at once.
     pub fn request(&mut self, request: NeighbourRequest, now: Now, output: &mut Output) {
         let NeighbourRequest { attachment, address } = request;
-        let ours = self.snapshot.local(attachment, address).is_some();
+        let ours = self.snapshot.local_of(attachment, address).is_some();
         if ours || attachment_of(&self.snapshot, attachment).is_none() {
             output.events.push(NeighbourEvent { attachment, address, mac: None });
             return;
@@ -215,8 +220,12 @@ impl Neighbours {
         }
     }
 
-    /// Takes a received ARP frame.
-    pub fn receive(&mut self, frame: &ArpFrame, now: Now, output: &mut Output) {
+    /// Takes a received frame of ARP or Neighbor Discovery.
+    pub fn receive(&mut self, frame: &NeighbourFrame, now: Now, output: &mut Output) {
+        if let Some(message) = frame.parse_discovery() {
+            self.receive_discovery(frame.port, &message, now, output);
+            return;
+        }
         let found = frame.parse().and_then(|arp| Some((arp, self.snapshot.attachment(frame.port, arp.vlan)?)));
         let Some((arp, attachment)) = found else {
             self.counters.ignored += 1;
@@ -229,7 +238,7 @@ impl Neighbours {
             return;
         }
         if self.snapshot.local(attachment, arp.packet.sender).is_some() {
-            self.defend(attachment, arp.packet.sender, now, output);
+            self.defend(attachment, arp.packet.sender.into(), now, output);
             return;
         }
         match arp.packet.operation {
@@ -254,7 +263,7 @@ impl Neighbours {
             }
         }
         while let Some((attachment, address)) = self.announcements.due(now) {
-            if self.snapshot.local(attachment, address).is_some() {
+            if self.snapshot.local_of(attachment, address).is_some() {
                 self.announce(attachment, address, output);
             }
         }
@@ -274,7 +283,7 @@ impl Neighbours {
 
     /// A neighbour's station, if it is known.
     #[must_use]
-    pub fn station(&self, attachment: AttachmentIndex, address: Ipv4Addr) -> Option<Station> {
+    pub fn station(&self, attachment: AttachmentIndex, address: IpAddr) -> Option<Station> {
         let at = attachment_of(&self.snapshot, attachment)?;
         let (own_mac, mac) = (self.mac(attachment)?, self.entries.mac((attachment, address))?);
         Some(Station { port: at.port, vlan: at.vlan, own_mac, mac })
@@ -306,18 +315,18 @@ impl Neighbours {
                 self.counters.answered += 1;
             }
         }
-        self.suspect(attachment, sender, sender_mac, now, output);
+        self.suspect(attachment, sender.into(), sender_mac, now, output);
     }
 
     fn learn(&mut self, attachment: AttachmentIndex, arp: &ReceivedArp, now: Now, output: &mut Output) {
         let ArpPacket { sender_mac, sender, target, target_mac, .. } = arp.packet;
         let to_us = self.mac(attachment).is_some_and(|own| arp.destination == own && target_mac == own);
         let asked_as = self.sender_for(attachment, sender);
-        if !to_us || target != asked_as || !self.entries.answer((attachment, sender), sender_mac, now) {
+        if !to_us || target != asked_as || !self.entries.answer((attachment, sender.into()), sender_mac, now) {
             self.counters.unsolicited += 1;
-            self.suspect(attachment, sender, sender_mac, now, output);
+            self.suspect(attachment, sender.into(), sender_mac, now, output);
         } else if self.entries.take_changed() {
-            output.events.push(NeighbourEvent { attachment, address: sender, mac: Some(sender_mac) });
+            output.events.push(NeighbourEvent { attachment, address: sender.into(), mac: Some(sender_mac) });
         }
     }
 
@@ -325,7 +334,7 @@ impl Neighbours {
     fn suspect(
         &mut self,
         attachment: AttachmentIndex,
-        address: Ipv4Addr,
+        address: IpAddr,
         mac: MacAddress,
         now: Now,
         output: &mut Output,
@@ -336,7 +345,7 @@ impl Neighbours {
     }
 
     /// Another station claims an address of ours (RFC 5227 §2.4): announce it again, at most once a second in all.
-    fn defend(&mut self, attachment: AttachmentIndex, address: Ipv4Addr, now: Now, output: &mut Output) {
+    fn defend(&mut self, attachment: AttachmentIndex, address: IpAddr, now: Now, output: &mut Output) {
         self.counters.conflicts += 1;
         if self.last_defence.is_none_or(|last| now >= last.plus_milliseconds(1000)) {
             self.last_defence = Some(now);
@@ -344,7 +353,14 @@ impl Neighbours {
         }
     }
 
-    fn announce(&mut self, attachment: AttachmentIndex, address: Ipv4Addr, output: &mut Output) {
+    fn announce(&mut self, attachment: AttachmentIndex, address: IpAddr, output: &mut Output) {
+        let address = match address {
+            IpAddr::V4(address) => address,
+            IpAddr::V6(address) => {
+                self.announce_wide(attachment, address, output);
+                return;
+            }
+        };
         let packet = ArpPacket {
             operation: Operation::Request,
             sender_mac: MacAddress::ZERO,
@@ -357,7 +373,14 @@ impl Neighbours {
         }
     }
 
-    fn ask(&mut self, attachment: AttachmentIndex, address: Ipv4Addr, ask: Ask, output: &mut Output) {
+    fn ask(&mut self, attachment: AttachmentIndex, address: IpAddr, ask: Ask, output: &mut Output) {
+        let address = match address {
+            IpAddr::V4(address) => address,
+            IpAddr::V6(address) => {
+                self.solicit(attachment, address, ask, output);
+                return;
+            }
+        };
         let packet = ArpPacket {
             operation: Operation::Request,
             sender_mac: MacAddress::ZERO,
@@ -386,7 +409,7 @@ impl Neighbours {
             return false;
         };
         packet.sender_mac = own;
-        output.frames.push(ArpFrame::new(at.port, at.vlan, own, destination, &packet));
+        output.frames.push(NeighbourFrame::new(at.port, at.vlan, own, destination, &packet));
         true
     }
 
@@ -405,16 +428,21 @@ impl Neighbours {
         let Some(held) = self.held.get(&attachment.vpc) else {
             return Ipv4Addr::UNSPECIFIED;
         };
+        let narrow = |address: &IpAddr| match address {
+            IpAddr::V4(address) => Some(*address),
+            IpAddr::V6(_) => None,
+        };
         let near = attachment
             .prefixes
             .iter()
             .filter(|prefix| prefix.contains(address))
-            .find_map(|prefix| held.range(prefix.network()..).next().filter(|held| prefix.contains(**held)));
-        near.or(held.first()).copied().unwrap_or(Ipv4Addr::UNSPECIFIED)
+            .find_map(|prefix| held.range(IpAddr::V4(prefix.network())..).find_map(narrow).filter(|it| prefix.contains(*it)));
+        // IPv4 addresses stand before those of IPv6.
+        near.or_else(|| held.first().and_then(narrow)).unwrap_or(Ipv4Addr::UNSPECIFIED)
     }
 
     /// The addresses to announce on an attachment: those on-link there, and those that are on-link nowhere.
-    fn announced_on(&self, index: AttachmentIndex) -> Vec<Ipv4Addr> {
+    fn announced_on(&self, index: AttachmentIndex) -> Vec<IpAddr> {
         let Some(attachment) = attachment_of(&self.snapshot, index) else {
             return Vec::new();
         };
@@ -426,9 +454,11 @@ impl Neighbours {
     }
 }
 
-fn is_on_link(snapshot: &Snapshot, index: AttachmentIndex, address: Ipv4Addr) -> bool {
-    let prefixes = attachment_of(snapshot, index).map_or(&[][..], |attachment| &attachment.prefixes);
-    prefixes.iter().any(|prefix| prefix.contains(address))
+fn is_on_link(snapshot: &Snapshot, index: AttachmentIndex, address: IpAddr) -> bool {
+    attachment_of(snapshot, index).is_some_and(|attachment| match address {
+        IpAddr::V4(address) => attachment.prefixes.iter().any(|prefix| prefix.contains(address)),
+        IpAddr::V6(address) => attachment.prefixes6.iter().any(|prefix| prefix.contains(address)),
+    })
 }
 
 fn attachment_of(snapshot: &Snapshot, index: AttachmentIndex) -> Option<&Attachment> {

@@ -7,7 +7,7 @@
 pub mod capture_file;
 
 use std::io;
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -21,7 +21,7 @@ use postern_measurement::Now;
 use postern_steering::Ownership;
 use postern_tables::{Checked, Snapshot, compile};
 use postern_wire::frame::HEADROOM;
-use postern_wire::parse::ETHERTYPE_VLAN;
+use postern_wire::parse::{ETHERTYPE_IPV4, ETHERTYPE_IPV6, ETHERTYPE_VLAN};
 use postern_wire::{Frame, MacAddress, PortIndex};
 
 use crate::inspection::collect;
@@ -202,11 +202,10 @@ impl Player<'_> {
             return PortIndex(at as u16);
         }
         let (vlan, header) = vlan_and_header(&captured.bytes);
-        let destination = header.and_then(|header| captured.bytes.get(header + 16..header + 20));
-        let destination = destination.map(|octets| Ipv4Addr::new(octets[0], octets[1], octets[2], octets[3]));
+        let destination = header.and_then(|header| destination(captured.bytes.get(header..)?));
         let holds = |attachment: &&postern_tables::snapshot::Attachment| {
             attachment.vlan.unwrap_or(0) == vlan
-                && destination.is_some_and(|address| self.snapshot.local.contains_key(&(attachment.vpc, address)))
+                && destination.is_some_and(|address| self.snapshot.holds(attachment.vpc, address))
         };
         self.snapshot.attachments.iter().find(holds).map_or(PortIndex(0), |attachment| attachment.port)
     }
@@ -224,17 +223,29 @@ fn write(writer: &mut CaptureWriter, written: &mut Result<(), PcapError>, time: 
     }
 }
 
-/// VLAN identifier (0: none), and where the IPv4 header begins, if it is IPv4.
-fn vlan_and_header(bytes: &[u8]) -> (u16, Option<usize>) {
-    let be16 = |at: usize| bytes.get(at..at + 2).map(|field| u16::from_be_bytes([field[0], field[1]]));
-    match be16(12) {
-        Some(ETHERTYPE_VLAN) => (be16(14).unwrap_or(0) & 0x0fff, (be16(16) == Some(0x0800)).then_some(18)),
-        ethertype => (0, (ethertype == Some(0x0800)).then_some(14)),
+/// The destination address of an IP packet.
+fn destination(packet: &[u8]) -> Option<IpAddr> {
+    match packet.first()? >> 4 {
+        6 => packet.get(24..)?.first_chunk::<16>().map(|octets| Ipv6Addr::from(*octets).into()),
+        _ => packet.get(16..)?.first_chunk::<4>().map(|octets| Ipv4Addr::from(*octets).into()),
     }
 }
 
-fn made_up(attachment: u16, address: Ipv4Addr) -> MacAddress {
-    let [a, b, c, d] = address.octets();
+/// VLAN identifier (0: none), and where the IP header begins, if it is IP.
+fn vlan_and_header(bytes: &[u8]) -> (u16, Option<usize>) {
+    let be16 = |at: usize| bytes.get(at..at + 2).map(|field| u16::from_be_bytes([field[0], field[1]]));
+    let is_ip = |at| matches!(be16(at), Some(ETHERTYPE_IPV4 | ETHERTYPE_IPV6));
+    match be16(12) {
+        Some(ETHERTYPE_VLAN) => (be16(14).unwrap_or(0) & 0x0fff, is_ip(16).then_some(18)),
+        _ => (0, is_ip(12).then_some(14)),
+    }
+}
+
+fn made_up(attachment: u16, address: IpAddr) -> MacAddress {
+    let [a, b, c, d] = match address {
+        IpAddr::V4(address) => address.octets(),
+        IpAddr::V6(address) => postern_wire::ipv6::fold(&address.octets()).to_be_bytes(),
+    };
     MacAddress([2, attachment as u8, a, b, c, d])
 }
 

@@ -209,6 +209,7 @@ mod tests {
             mtu: None,
             return_path: ReturnPath::Route,
             prefixes: Vec::new(),
+            prefixes6: Vec::new(),
             mac: None,
         }
     }

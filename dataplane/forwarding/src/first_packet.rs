@@ -11,7 +11,7 @@ use postern_tables::snapshot::{EndpointIndex, LocalAddress, ReturnPath};
 use postern_translation::RewritePlan;
 use postern_translation::ports::{Lease, Need, Refusal};
 use postern_wire::tcp::{ACK, FIN, RST, SEQUENCE, SYN};
-use postern_wire::{FlowKey, Frame, MacAddress, PacketKind, Parsed};
+use postern_wire::{Family, FlowKey, Frame, MacAddress, PacketKind, Parsed};
 
 use crate::forwarder::{Forwarder, Slot};
 use crate::outbox::{Outbox, PeerMessage};
@@ -376,7 +376,7 @@ impl Forwarder<'_> {
             ReturnPath::LastHop => {
                 let Some(addresses) = frame.bytes().first_chunk::<12>() else { return Err(DropReason::Truncated) };
                 let [_, _, _, _, _, _, a, b, c, d, e, f] = *addresses;
-                self.hops.station(&self.snapshot, &self.ports, attachment, MacAddress([a, b, c, d, e, f]))
+                self.hops.station(&self.snapshot, &self.ports, attachment, MacAddress([a, b, c, d, e, f]), Family::V4)
             }
             ReturnPath::Route => {
                 let client = forward.source();

@@ -1,6 +1,6 @@
 //! One worker's forwarder.
 
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4};
+use std::net::{IpAddr, SocketAddr, SocketAddrV4};
 use std::sync::Arc;
 
 use postern_flows::{FlowTable, Found, RegionError, WideAddresses};
@@ -78,7 +78,7 @@ pub struct NeighbourEvent {
     /// Attachment of the neighbour.
     pub attachment: AttachmentIndex,
     /// Its address.
-    pub address: Ipv4Addr,
+    pub address: IpAddr,
     /// Its MAC address; `None`: it does not answer (any more).
     pub mac: Option<MacAddress>,
 }

@@ -5,13 +5,13 @@
 
 use std::collections::HashMap;
 use std::hash::{BuildHasher, Hasher};
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use postern_tables::Snapshot;
 use postern_tables::snapshot::Attachment;
 use postern_wire::frame::NO_VLAN;
-use postern_wire::parse::{ETHERTYPE_IPV4, ETHERTYPE_VLAN, PLAIN};
-use postern_wire::{AttachmentIndex, Frame, MacAddress, PortIndex};
+use postern_wire::parse::{ETHERTYPE_IPV4, ETHERTYPE_IPV6, ETHERTYPE_VLAN, PLAIN};
+use postern_wire::{AttachmentIndex, Family, Frame, MacAddress, PortIndex};
 
 use crate::forwarder::PortInfo;
 
@@ -39,8 +39,8 @@ pub(crate) struct NextHop {
     /// Largest IP datagram, in bytes.
     pub(crate) mtu: u16,
     pub(crate) attachment: AttachmentIndex,
-    /// The neighbour; unspecified for a last hop.
-    pub(crate) address: Ipv4Addr,
+    /// The neighbour; unspecified for a last hop. Packets are of its family.
+    pub(crate) address: IpAddr,
     mac: MacAddress,
     references: u32,
 }
@@ -48,19 +48,28 @@ pub(crate) struct NextHop {
 /// What a hop is found by.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 struct HopKey {
-    /// The attachment, above it whether it is a station.
+    /// The attachment, in bit 16 whether it is a station, in bit 17 the family.
     place: u32,
-    /// IPv4 or MAC address.
-    address: u64,
+    /// IP or MAC address.
+    address: u128,
 }
 
 impl HopKey {
-    fn neighbour(attachment: AttachmentIndex, address: Ipv4Addr) -> Self {
-        Self { place: u32::from(attachment.0), address: u64::from(address.to_bits()) }
+    fn neighbour(attachment: AttachmentIndex, address: IpAddr) -> Self {
+        let bits = match address {
+            IpAddr::V4(address) => u128::from(address.to_bits()),
+            IpAddr::V6(address) => address.to_bits(),
+        };
+        Self { place: Self::place(attachment, false, Family::of(address)), address: bits }
     }
 
-    fn station(attachment: AttachmentIndex, MacAddress([a, b, c, d, e, f]): MacAddress) -> Self {
-        Self { place: u32::from(attachment.0) | 1 << 16, address: u64::from_be_bytes([0, 0, a, b, c, d, e, f]) }
+    fn station(attachment: AttachmentIndex, MacAddress([a, b, c, d, e, f]): MacAddress, family: Family) -> Self {
+        let bits = u64::from_be_bytes([0, 0, a, b, c, d, e, f]);
+        Self { place: Self::place(attachment, true, family), address: u128::from(bits) }
+    }
+
+    fn place(attachment: AttachmentIndex, is_station: bool, family: Family) -> u32 {
+        u32::from(attachment.0) | u32::from(is_station) << 16 | (family as u32) << 17
     }
 }
 
@@ -78,6 +87,12 @@ pub(crate) struct NextHops {
 const fn recent_place(attachment: AttachmentIndex, address: Ipv4Addr) -> usize {
     // The high bits of a product depend on all bits of the factors.
     ((address.to_bits() ^ attachment.0 as u32).wrapping_mul(0x9e37_79b1) >> 24) as usize % RECENT
+}
+
+/// The same of an IPv6 neighbour.
+const fn recent_place6(attachment: AttachmentIndex, address: Ipv6Addr) -> usize {
+    let folded = address.to_bits() ^ (address.to_bits() >> 64);
+    recent_place(attachment, Ipv4Addr::from_bits((folded ^ (folded >> 32)) as u32))
 }
 
 impl NextHops {
@@ -113,12 +128,34 @@ impl NextHops {
     ) -> Option<u32> {
         let recent = self.recent[recent_place(attachment, address)];
         if let Some(hop) = self.hop(recent)
-            && hop.address == address
+            && hop.address == IpAddr::V4(address)
             && hop.attachment == attachment
         {
             return Some(recent);
         }
         self.search(snapshot, ports, attachment, address)
+    }
+
+    /// The hop to an IPv6 neighbour, likewise.
+    #[allow(dead_code, reason = "the first IPv6 packet asks for it")]
+    pub(crate) fn neighbour6(
+        &mut self,
+        snapshot: &Snapshot,
+        ports: &[PortInfo],
+        attachment: AttachmentIndex,
+        address: Ipv6Addr,
+    ) -> Option<u32> {
+        let place = recent_place6(attachment, address);
+        let recent = self.recent[place];
+        if let Some(hop) = self.hop(recent)
+            && hop.address == IpAddr::V6(address)
+            && hop.attachment == attachment
+        {
+            return Some(recent);
+        }
+        let index = self.find(snapshot, ports, attachment, IpAddr::V6(address))?;
+        self.recent[place] = index;
+        Some(index)
     }
 
     #[inline(never)]
@@ -129,28 +166,43 @@ impl NextHops {
         attachment: AttachmentIndex,
         address: Ipv4Addr,
     ) -> Option<u32> {
-        let key = HopKey::neighbour(attachment, address);
-        let index = match self.found.get(&key) {
-            Some(index) => *index,
-            None => self.add(key, NextHop::new(snapshot, ports, attachment, address, None)?)?,
-        };
+        let index = self.find(snapshot, ports, attachment, IpAddr::V4(address))?;
         self.recent[recent_place(attachment, address)] = index;
         Some(index)
     }
 
-    /// The hop to the station that a frame came from.
+    fn find(
+        &mut self,
+        snapshot: &Snapshot,
+        ports: &[PortInfo],
+        attachment: AttachmentIndex,
+        address: IpAddr,
+    ) -> Option<u32> {
+        let key = HopKey::neighbour(attachment, address);
+        match self.found.get(&key) {
+            Some(index) => Some(*index),
+            None => self.add(key, NextHop::new(snapshot, ports, attachment, address, None)?),
+        }
+    }
+
+    /// The hop to the station that a frame came from, for packets of a family.
     pub(crate) fn station(
         &mut self,
         snapshot: &Snapshot,
         ports: &[PortInfo],
         attachment: AttachmentIndex,
         mac: MacAddress,
+        family: Family,
     ) -> Option<u32> {
-        let key = HopKey::station(attachment, mac);
+        let key = HopKey::station(attachment, mac, family);
         if let Some(index) = self.found.get(&key) {
             return Some(*index);
         }
-        self.add(key, NextHop::new(snapshot, ports, attachment, Ipv4Addr::UNSPECIFIED, Some(mac))?)
+        let nobody = match family {
+            Family::V4 => IpAddr::V4(Ipv4Addr::UNSPECIFIED),
+            Family::V6 => IpAddr::V6(Ipv6Addr::UNSPECIFIED),
+        };
+        self.add(key, NextHop::new(snapshot, ports, attachment, nobody, Some(mac))?)
     }
 
     fn add(&mut self, key: HopKey, hop: NextHop) -> Option<u32> {
@@ -191,7 +243,7 @@ impl NextHops {
     pub(crate) fn learn(
         &mut self,
         attachment: AttachmentIndex,
-        address: Ipv4Addr,
+        address: IpAddr,
         mac: Option<MacAddress>,
     ) -> Option<u32> {
         let index = *self.found.get(&HopKey::neighbour(attachment, address))?;
@@ -223,7 +275,7 @@ impl NextHop {
         snapshot: &Snapshot,
         ports: &[PortInfo],
         index: AttachmentIndex,
-        address: Ipv4Addr,
+        address: IpAddr,
         mac: Option<MacAddress>,
     ) -> Option<Self> {
         let attachment = snapshot.attachments.get(usize::from(index.0))?;
@@ -231,13 +283,14 @@ impl NextHop {
         let mut header = [0; HEADER];
         header[..6].copy_from_slice(&mac.unwrap_or_default().0);
         header[6..12].copy_from_slice(&own_mac(attachment, port).0);
+        let ethertype = if address.is_ipv4() { ETHERTYPE_IPV4 } else { ETHERTYPE_IPV6 };
         let header_length = if let Some(vlan) = attachment.vlan {
             header[12..14].copy_from_slice(&ETHERTYPE_VLAN.to_be_bytes());
             header[14..16].copy_from_slice(&vlan.to_be_bytes());
-            header[16..18].copy_from_slice(&ETHERTYPE_IPV4.to_be_bytes());
+            header[16..18].copy_from_slice(&ethertype.to_be_bytes());
             18
         } else {
-            header[12..14].copy_from_slice(&ETHERTYPE_IPV4.to_be_bytes());
+            header[12..14].copy_from_slice(&ethertype.to_be_bytes());
             14
         };
         let mut hop = Self {
@@ -263,7 +316,7 @@ impl NextHop {
 
     fn key(&self) -> HopKey {
         if self.address.is_unspecified() {
-            HopKey::station(self.attachment, self.mac)
+            HopKey::station(self.attachment, self.mac, Family::of(self.address))
         } else {
             HopKey::neighbour(self.attachment, self.address)
         }

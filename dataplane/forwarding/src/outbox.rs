@@ -2,7 +2,7 @@
 
 use postern_wire::frame::HEADROOM;
 use postern_wire::{AttachmentIndex, Frame, Offload, PortIndex};
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 
 use crate::verdict::{HandoffNote, WorkerIndex};
 
@@ -36,7 +36,7 @@ pub struct NeighbourRequest {
     /// Where to ask.
     pub attachment: AttachmentIndex,
     /// Whom.
-    pub address: Ipv4Addr,
+    pub address: IpAddr,
 }
 
 /// From one worker to another, beside handed frames.

@@ -1,7 +1,7 @@
 //! The ways that new flows take: what is the same for all flows of one endpoint, listener and target is worked out once, and
 //! each of them begins with a copy of it.
 
-use std::net::{Ipv4Addr, SocketAddrV4};
+use std::net::{IpAddr, Ipv4Addr, SocketAddrV4};
 
 use postern_flows::FlowRecord;
 use postern_tables::Snapshot;
@@ -75,10 +75,11 @@ impl Way {
         let endpoint = snapshot.endpoint(key.endpoint).ok_or(DropReason::NotLocal)?;
         let listener = snapshot.listeners.get(key.listener.at()).ok_or(DropReason::NoListener)?;
         let target = snapshot.target(key.target).ok_or(DropReason::NoTarget)?;
-        let route = snapshot.route(target.vpc, target.address).ok_or(DropReason::NoRoute)?;
+        let IpAddr::V4(address) = target.address else { return Err(DropReason::NoRoute) };
+        let route = snapshot.route(target.vpc, address).ok_or(DropReason::NoRoute)?;
         let pool = snapshot.pools.get(key.pool.at()).filter(|pool| !pool.addresses.is_empty());
         let pool = pool.ok_or(DropReason::NoSnatAddress)?;
-        let socket = SocketAddrV4::new(target.address, target.port);
+        let socket = SocketAddrV4::new(address, target.port);
         let nothing = SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, 0);
         let record = FlowRecord {
             reverse: FlowKey::new(route.attachment, listener.protocol, socket, nothing),
@@ -99,7 +100,7 @@ impl Way {
             mtu: endpoint.mtu,
             mss: listener.mss,
             attachment: route.attachment,
-            neighbour: route.via.unwrap_or(target.address),
+            neighbour: route.via.unwrap_or(address),
             record,
         })
     }

@@ -1,7 +1,7 @@
 //! What this gateway thinks of its targets' health: written by whoever probes them, read by the link to control.
 
 use std::collections::HashMap;
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 use std::sync::{Mutex, PoisonError};
 
 use tokio::sync::Notify;
@@ -12,7 +12,7 @@ pub struct TargetKey {
     /// Name of the target group.
     pub group: String,
     /// Its address.
-    pub address: Ipv4Addr,
+    pub address: IpAddr,
     /// Its port.
     pub port: u16,
 }
@@ -115,7 +115,7 @@ mod tests {
     use super::*;
 
     fn key(port: u16) -> TargetKey {
-        TargetKey { group: "web".to_owned(), address: Ipv4Addr::new(10, 9, 0, 1), port }
+        TargetKey { group: "web".to_owned(), address: IpAddr::new(10, 9, 0, 1), port }
     }
 
     fn view(health: TargetHealth) -> TargetView {

@@ -2,7 +2,7 @@
 //! bytes. It has an SNAT address and one of the ports that are kept for probes, like any consumer's flow on the targets'
 //! side, so VPCs whose addresses overlap cannot meet in it.
 
-use std::net::SocketAddrV4;
+use std::net::{IpAddr, SocketAddr};
 
 use postern_measurement::Now;
 use postern_tables::health::HealthCheck;
@@ -16,6 +16,8 @@ use super::exchange::{Exchange, Failure, Outcome, Tls};
 
 /// Largest IP packet of a probe, in bytes: what every IPv4 path carries whole (RFC 791).
 const MTU: usize = 576;
+/// The same of IPv6 (RFC 8200 §5).
+pub(crate) const MTU_V6: usize = 1280;
 /// Bytes of an answer that may wait. Small, so that no super-frame of it is larger than a worker's small buffer.
 const RECEIVE: usize = 1400;
 /// Bytes that may be on their way to the target.
@@ -40,23 +42,31 @@ impl Connection {
     /// Begins to connect: the first packet comes out of the first [`Self::pass`].
     pub(super) fn open(
         check: &HealthCheck,
-        local: SocketAddrV4,
-        target: SocketAddrV4,
+        local: SocketAddr,
+        target: SocketAddr,
         tls: &Tls,
         seed: u64,
         now: Now,
     ) -> Result<Self, Failure> {
         let exchange = Exchange::new(&check.question, target, tls)?;
-        let mut wire = Wire::default();
+        let mtu = if target.is_ipv4() { MTU } else { MTU_V6 };
+        let mut wire = Wire { mtu, ..Wire::default() };
         let mut config = Config::new(HardwareAddress::Ip);
         config.random_seed = seed;
         let mut interface = Interface::new(config, &mut wire, instant(now));
         interface.update_ip_addrs(|addresses| {
-            let pushed = addresses.push(IpCidr::new(IpAddress::Ipv4(*local.ip()), 32));
+            let (address, bits) = match local.ip() {
+                IpAddr::V4(address) => (IpAddress::Ipv4(address), 32),
+                IpAddr::V6(address) => (IpAddress::Ipv6(address), 128),
+            };
+            let pushed = addresses.push(IpCidr::new(address, bits));
             debug_assert!(pushed.is_ok(), "an interface has room for an address");
         });
-        let routed = interface.routes_mut().add_default_ipv4_route(*local.ip());
-        debug_assert!(routed.is_ok(), "an interface has room for a route");
+        let routed = match local.ip() {
+            IpAddr::V4(address) => interface.routes_mut().add_default_ipv4_route(address).is_ok(),
+            IpAddr::V6(address) => interface.routes_mut().add_default_ipv6_route(address).is_ok(),
+        };
+        debug_assert!(routed, "an interface has room for a route");
         let (receive, send) = if exchange.is_connect() { (64, 64) } else { (RECEIVE, SEND) };
         let mut socket = Socket::new(SocketBuffer::new(vec![0; receive]), SocketBuffer::new(vec![0; send]));
         socket.set_ack_delay(None);
@@ -153,6 +163,7 @@ fn converse(socket: &mut Socket<'_>, exchange: &mut Exchange) -> Option<Outcome>
 /// The packets of one connection on their way in and out.
 #[derive(Default)]
 struct Wire {
+    mtu: usize,
     inward: Option<Vec<u8>>,
     outward: Vec<Vec<u8>>,
 }
@@ -173,7 +184,7 @@ impl Device for Wire {
     fn capabilities(&self) -> DeviceCapabilities {
         let mut capabilities = DeviceCapabilities::default();
         capabilities.medium = Medium::Ip;
-        capabilities.max_transmission_unit = MTU;
+        capabilities.max_transmission_unit = self.mtu;
         // What comes in was checked before, as far as its sender's offloads had completed it.
         capabilities.checksum.ipv4 = Checksum::Tx;
         capabilities.checksum.tcp = Checksum::Tx;

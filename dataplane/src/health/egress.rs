@@ -1,11 +1,11 @@
 //! How probes leave: the control-side thread puts them on the wire, because it knows the neighbours.
 
 use std::collections::VecDeque;
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 
 use postern_measurement::Now;
 use postern_tables::Snapshot;
-use postern_wire::parse::{ETHERTYPE_IPV4, ETHERTYPE_VLAN};
+use postern_wire::parse::{ETHERTYPE_IPV4, ETHERTYPE_IPV6, ETHERTYPE_VLAN};
 use postern_wire::{AttachmentIndex, PortIndex};
 
 use super::{HealthLink, ProbePacket};
@@ -60,17 +60,19 @@ impl ProbeEgress {
 }
 
 /// The attachment and the neighbour to send to.
-fn way(snapshot: &Snapshot, packet: &ProbePacket) -> Option<(AttachmentIndex, Ipv4Addr)> {
-    let target = Ipv4Addr::from(*packet.bytes.get(16..)?.first_chunk::<4>()?);
-    let route = snapshot.route(packet.vpc, target)?;
-    Some((route.attachment, route.via.unwrap_or(target)))
+fn way(snapshot: &Snapshot, packet: &ProbePacket) -> Option<(AttachmentIndex, IpAddr)> {
+    let target: IpAddr = match packet.bytes.first()? >> 4 {
+        6 => (*packet.bytes.get(24..)?.first_chunk::<16>()?).into(),
+        _ => (*packet.bytes.get(16..)?.first_chunk::<4>()?).into(),
+    };
+    snapshot.way_to(packet.vpc, target)
 }
 
 /// The frame for a packet, and the port that it leaves on; `None` while the neighbour is not known.
 fn frame(
     neighbours: &Neighbours,
     attachment: AttachmentIndex,
-    neighbour: Ipv4Addr,
+    neighbour: IpAddr,
     packet: &[u8],
 ) -> Option<(PortIndex, Vec<u8>)> {
     let station = neighbours.station(attachment, neighbour)?;
@@ -81,7 +83,8 @@ fn frame(
         frame.extend(ETHERTYPE_VLAN.to_be_bytes());
         frame.extend(vlan.to_be_bytes());
     }
-    frame.extend(ETHERTYPE_IPV4.to_be_bytes());
+    let ethertype = if neighbour.is_ipv4() { ETHERTYPE_IPV4 } else { ETHERTYPE_IPV6 };
+    frame.extend(ethertype.to_be_bytes());
     frame.extend_from_slice(packet);
     Some((station.port, frame))
 }

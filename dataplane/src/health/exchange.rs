@@ -2,7 +2,7 @@
 //! answer, in the clear or within TLS. Bytes go in and come out; nothing here waits.
 
 use std::io::{Read, Write};
-use std::net::SocketAddrV4;
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 use postern_tables::health::{Matcher, Question};
@@ -85,11 +85,11 @@ impl Tls {
 
 impl Exchange {
     /// The exchange that answers a question.
-    pub(super) fn new(question: &Question, target: SocketAddrV4, tls: &Tls) -> Result<Self, Failure> {
+    pub(super) fn new(question: &Question, target: SocketAddr, tls: &Tls) -> Result<Self, Failure> {
         let Question::Get { tls: within_tls, path, matcher } = question else {
             return Ok(Self::Connect);
         };
-        let name = ServerName::from(*target.ip());
+        let name = ServerName::from(target.ip());
         let client = within_tls.then(|| ClientConnection::new(tls.0.clone(), name).map(Box::new)).transpose();
         Ok(Self::Get(Get {
             tls: client.map_err(|error| Failure::Tls(error.to_string()))?,
@@ -237,7 +237,8 @@ impl ServerCertVerifier for AnyCertificate {
 
 /// The target whose probe it is, for tests.
 #[cfg(test)]
-pub(super) const TARGET: SocketAddrV4 = SocketAddrV4::new(std::net::Ipv4Addr::new(10, 9, 0, 77), 8080);
+pub(super) const TARGET: SocketAddr =
+    SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::new(10, 9, 0, 77)), 8080);
 
 #[cfg(test)]
 mod tests {

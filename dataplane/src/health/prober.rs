@@ -2,13 +2,14 @@
 //! socket: time, packets and tables go in; packets, views and changes of usage come out.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
-use std::net::{Ipv4Addr, SocketAddrV4};
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use postern_measurement::Now;
 use postern_tables::health::{HealthSettings, PROBE_PORTS};
 use postern_tables::snapshot::{TargetIndex, VpcIndex};
 use postern_tables::{Snapshot, Usable};
+use postern_wire::ipv6;
 
 use super::connection::Connection;
 use super::exchange::{Outcome, Tls};
@@ -27,7 +28,7 @@ const FIRST_PROBES: u64 = 250;
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub(super) struct TargetKey {
     pub(super) group: Arc<str>,
-    pub(super) address: Ipv4Addr,
+    pub(super) address: IpAddr,
     pub(super) port: u16,
 }
 
@@ -35,8 +36,8 @@ pub(super) struct TargetKey {
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 struct ConnectionKey {
     vpc: VpcIndex,
-    local: SocketAddrV4,
-    target: SocketAddrV4,
+    local: SocketAddr,
+    target: SocketAddr,
 }
 
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
@@ -73,7 +74,7 @@ struct Target {
     health: Health,
     vpc: VpcIndex,
     /// The SNAT address that probes come from.
-    source: Option<Ipv4Addr>,
+    source: Option<IpAddr>,
     index: TargetIndex,
     weighted: bool,
     /// Why the last probe failed.
@@ -129,14 +130,14 @@ impl Prober {
             .listeners
             .iter()
             .flatten()
-            .flat_map(|listener| listener.groups.iter().map(|(_, group)| group.at()))
+            .flat_map(|listener| listener.groups6.iter().map(|(_, group)| group.at()))
             .collect();
         let old = std::mem::take(&mut self.groups);
         let mut fresh = Vec::new();
         let groups = snapshot.target_groups.iter().enumerate();
         for (at, group) in groups.filter_map(|(at, group)| Some((at, group?))) {
             let name = group.name.clone();
-            let source = snapshot.pools.get(group.pool.at()).and_then(|pool| pool.addresses.first().copied());
+            let source = snapshot.pools.get(group.pool.at()).and_then(|pool| pool.first_address(group.family));
             let mut members = Vec::with_capacity(group.members.len());
             for (index, member) in group.members.iter().filter_map(|index| Some((*index, snapshot.target(*index)?))) {
                 let key = TargetKey { group: name.clone(), address: member.address, port: member.port };
@@ -315,11 +316,11 @@ impl Prober {
             self.schedule(key, now.plus_milliseconds(WAIT));
             return;
         }
-        let to = SocketAddrV4::new(key.address, check.port.unwrap_or(key.port));
+        let to = SocketAddr::new(key.address, check.port.unwrap_or(key.port));
         let ports = PROBE_PORTS.end() - PROBE_PORTS.start() + 1;
         let free = (0..ports).find_map(|_| {
             target.port = (target.port + 1) % ports;
-            let local = SocketAddrV4::new(source, PROBE_PORTS.start() + target.port);
+            let local = SocketAddr::new(source, PROBE_PORTS.start() + target.port);
             let connection = ConnectionKey { vpc: target.vpc, local, target: to };
             (!self.connections.contains_key(&connection)).then_some(connection)
         });
@@ -488,11 +489,20 @@ impl Target {
 
 /// The connection that a target's packet belongs to.
 fn connection_of(vpc: VpcIndex, packet: &[u8]) -> Option<ConnectionKey> {
-    let header = usize::from(packet.first()? & 0x0f) * 4;
-    let address = |at: usize| packet.get(at..)?.first_chunk::<4>().map(|bytes| Ipv4Addr::from(*bytes));
+    let (header, addresses): (usize, [IpAddr; 2]) = match packet.first()? >> 4 {
+        6 => {
+            let addresses = ipv6::addresses(packet, 0)?;
+            let ends = [ipv6::source(addresses), ipv6::destination(addresses)];
+            (ipv6::upper(packet).ok()?.at, ends.map(IpAddr::V6))
+        }
+        _ => {
+            let address = |at: usize| packet.get(at..)?.first_chunk::<4>().map(|bytes| IpAddr::from(*bytes));
+            (usize::from(packet.first()? & 0x0f) * 4, [address(12)?, address(16)?])
+        }
+    };
     let port = |at: usize| packet.get(header + at..)?.first_chunk::<2>().map(|bytes| u16::from_be_bytes(*bytes));
-    let target = SocketAddrV4::new(address(12)?, port(0)?);
-    let local = SocketAddrV4::new(address(16)?, port(2)?);
+    let target = SocketAddr::new(addresses[0], port(0)?);
+    let local = SocketAddr::new(addresses[1], port(2)?);
     Some(ConnectionKey { vpc, local, target })
 }
 

@@ -1,7 +1,7 @@
 //! From counters that workers write to reports.
 
 use std::collections::BTreeMap;
-use std::net::SocketAddrV4;
+use std::net::SocketAddr;
 
 use postern_forwarding::DropReason;
 use postern_frame_io::Errno;
@@ -61,7 +61,7 @@ pub fn worker_statuses(shared: &Shared) -> Vec<WorkerStatus> {
 pub fn target_statuses(shared: &Shared) -> Vec<TargetStatus> {
     let (views, _) = shared.health.views.changed_since(0, usize::MAX);
     let status = |(key, view): (TargetKey, TargetView)| TargetStatus {
-        target: SocketAddrV4::new(key.address, key.port),
+        target: SocketAddr::new(key.address, key.port),
         group: key.group,
         state: view.health.name().to_owned(),
         reason: view.reason,
@@ -150,7 +150,7 @@ fn targets(snapshot: &Snapshot, shared: &Shared) -> Vec<TargetReport> {
         TargetReport {
             group: target.group.to_string(),
             vpc: vpc_id(snapshot, target.vpc),
-            target: SocketAddrV4::new(target.address, target.port),
+            target: SocketAddr::new(target.address, target.port),
             traffic,
         }
     };

@@ -1,7 +1,7 @@
 //! What a gateway says of itself.
 
 use std::collections::BTreeMap;
-use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
+use std::net::{IpAddr, SocketAddr};
 
 use postern_forwarding::WorkerCounters;
 use postern_forwarding::counters::{EndpointCounters, TargetCounters};
@@ -297,7 +297,7 @@ pub struct EndpointReport {
     /// The consumer's VPC.
     pub vpc: String,
     /// The address.
-    pub address: Ipv4Addr,
+    pub address: IpAddr,
     /// What was counted, all workers together.
     pub traffic: EndpointTraffic,
     /// Its drops by reason, as far as the workers had room to tell them apart.
@@ -312,7 +312,7 @@ pub struct TargetReport {
     /// The provider's VPC.
     pub vpc: String,
     /// Address and port.
-    pub target: SocketAddrV4,
+    pub target: SocketAddr,
     /// What was counted, all workers together.
     pub traffic: TargetTraffic,
 }
@@ -452,7 +452,7 @@ pub struct TargetStatus {
     /// Its group.
     pub group: String,
     /// Address and port.
-    pub target: SocketAddrV4,
+    pub target: SocketAddr,
     /// The name of its state.
     pub state: String,
     /// Why it is not healthy; empty where it is.
@@ -465,7 +465,7 @@ pub struct NeighbourStatus {
     /// Name of the attachment.
     pub attachment: String,
     /// Its address.
-    pub address: Ipv4Addr,
+    pub address: IpAddr,
     /// Its MAC address.
     pub mac: String,
 }

@@ -1,8 +1,8 @@
-//! Gratuitous ARP that is still to be sent (RFC 5227 §2.3): each address twice, two seconds apart, so many at a time that
+//! Gratuitous ARP (RFC 5227 §2.3) and unsolicited neighbor advertisements (RFC 4861 §7.2.6) that are still to be sent: each address twice, two seconds apart, so many at a time that
 //! ten thousand new addresses do not flood a wire.
 
 use std::collections::VecDeque;
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 
 use postern_measurement::Now;
 use postern_wire::AttachmentIndex;
@@ -20,7 +20,7 @@ const PAUSE: u64 = 20;
 struct Announcement {
     due: Now,
     attachment: AttachmentIndex,
-    address: Ipv4Addr,
+    address: IpAddr,
     left: u8,
 }
 
@@ -35,12 +35,12 @@ pub(super) struct Announcements {
 
 impl Announcements {
     /// Announces an address from now on.
-    pub(super) fn add(&mut self, attachment: AttachmentIndex, address: Ipv4Addr, now: Now) {
+    pub(super) fn add(&mut self, attachment: AttachmentIndex, address: IpAddr, now: Now) {
         self.first.push_back(Announcement { due: now, attachment, address, left: TIMES });
     }
 
     /// The next that is due, if this pass has not done enough.
-    pub(super) fn due(&mut self, now: Now) -> Option<(AttachmentIndex, Ipv4Addr)> {
+    pub(super) fn due(&mut self, now: Now) -> Option<(AttachmentIndex, IpAddr)> {
         if self.in_pass >= BATCH || now < self.not_before {
             return None;
         }

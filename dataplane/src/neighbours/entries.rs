@@ -1,7 +1,7 @@
 //! What is known of each neighbour, and when to ask again.
 
 use std::collections::{BTreeSet, HashMap};
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 
 use postern_measurement::Now;
 use postern_wire::{AttachmentIndex, MacAddress};
@@ -22,7 +22,7 @@ pub(super) const MOST_KNOWN: usize = 4096;
 pub(super) const MOST_UNRESOLVED: usize = 512;
 
 /// Attachment and address of a neighbour.
-pub(super) type Key = (AttachmentIndex, Ipv4Addr);
+pub(super) type Key = (AttachmentIndex, IpAddr);
 
 /// Whom to ask.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

@@ -28,12 +28,13 @@ fn snapshot() -> Snapshot {
         mtu: None,
         return_path: postern_tables::snapshot::ReturnPath::Route,
         prefixes: vec![prefix],
+        prefixes6: Vec::new(),
         mac: None,
     };
     Snapshot {
         vpcs: Arc::new(vec![
-            Vpc { id: "vpc-provider".into(), routes: vec![] },
-            Vpc { id: "vpc-consumer".into(), routes: vec![] },
+            Vpc { id: "vpc-provider".into(), routes: vec![], routes6: vec![] },
+            Vpc { id: "vpc-consumer".into(), routes: vec![], routes6: vec![] },
         ]),
         attachments: Arc::new(vec![attachment("provider", 0, 0, None), attachment("consumer", 1, 1, Some(7))]),
         local: Sharded::from_iter([
@@ -64,25 +65,25 @@ fn quiet() -> (Neighbours, Output) {
 }
 
 fn ask(address: Ipv4Addr) -> NeighbourRequest {
-    NeighbourRequest { attachment: PROVIDER, address }
+    NeighbourRequest { attachment: PROVIDER, address: address.into() }
 }
 
-fn arp(operation: Operation, from: (MacAddress, Ipv4Addr), to: (MacAddress, Ipv4Addr)) -> ArpFrame {
+fn arp(operation: Operation, from: (MacAddress, Ipv4Addr), to: (MacAddress, Ipv4Addr)) -> NeighbourFrame {
     let packet = ArpPacket { operation, sender_mac: from.0, sender: from.1, target_mac: to.0, target: to.1 };
-    let frame = ArpFrame::new(PortIndex(0), None, from.0, to.0, &packet);
-    ArpFrame::received(PortIndex(0), NO_VLAN, frame.bytes())
+    let frame = NeighbourFrame::new(PortIndex(0), None, from.0, to.0, &packet);
+    NeighbourFrame::received(PortIndex(0), NO_VLAN, frame.bytes())
 }
 
-fn reply(mac: MacAddress) -> ArpFrame {
+fn reply(mac: MacAddress) -> NeighbourFrame {
     arp(Operation::Reply, (mac, TARGET), (OWN, SNAT))
 }
 
-fn gratuitous(mac: MacAddress) -> ArpFrame {
+fn gratuitous(mac: MacAddress) -> NeighbourFrame {
     arp(Operation::Reply, (mac, TARGET), (MacAddress::BROADCAST, TARGET))
 }
 
 fn event(mac: Option<MacAddress>) -> NeighbourEvent {
-    NeighbourEvent { attachment: PROVIDER, address: TARGET, mac }
+    NeighbourEvent { attachment: PROVIDER, address: TARGET.into(), mac }
 }
 
 /// Lets time pass in steps of 50 ms and collects what is done.
@@ -135,12 +136,12 @@ fn on_a_vlan_the_answer_carries_the_tag_and_the_wrong_vlan_is_ignored() {
         target_mac: MacAddress::ZERO,
         target: ENDPOINT,
     };
-    let untagged = ArpFrame::new(PortIndex(1), None, STRANGER, MacAddress::BROADCAST, &packet);
-    neighbours.receive(&ArpFrame::received(PortIndex(1), 7, untagged.bytes()), at(5000), &mut output);
+    let untagged = NeighbourFrame::new(PortIndex(1), None, STRANGER, MacAddress::BROADCAST, &packet);
+    neighbours.receive(&NeighbourFrame::received(PortIndex(1), 7, untagged.bytes()), at(5000), &mut output);
     let answer = output.frames.pop().unwrap();
     assert_eq!((answer.port, answer.parse().unwrap().vlan, answer.bytes().len()), (PortIndex(1), 7, 46));
-    neighbours.receive(&ArpFrame::received(PortIndex(1), 8, untagged.bytes()), at(5000), &mut output);
-    neighbours.receive(&ArpFrame::received(PortIndex(1), NO_VLAN, untagged.bytes()), at(5000), &mut output);
+    neighbours.receive(&NeighbourFrame::received(PortIndex(1), 8, untagged.bytes()), at(5000), &mut output);
+    neighbours.receive(&NeighbourFrame::received(PortIndex(1), NO_VLAN, untagged.bytes()), at(5000), &mut output);
     assert!(output.frames.is_empty());
     assert_eq!(neighbours.counters().ignored, 2);
 }
@@ -324,7 +325,7 @@ fn the_table_is_bounded_by_attachment_and_a_refused_request_is_told_at_once() {
     }
     assert_eq!(neighbours.unresolved(), MOST_UNRESOLVED);
     assert_eq!((output.events.len(), neighbours.counters().refused), (10, 10));
-    let other = NeighbourRequest { attachment: CONSUMER, address: TARGET };
+    let other = NeighbourRequest { attachment: CONSUMER, address: TARGET.into() };
     output.frames.clear();
     neighbours.request(other, at(5000), &mut output);
     assert_eq!(output.frames.len(), 1, "another tenant's attachment has room of its own");
@@ -364,7 +365,7 @@ proptest! {
                 let destination = if to_us { OWN } else { MacAddress::BROADCAST };
                 neighbours.receive(&arp(operation, (STRANGER, TARGET), (destination, target)), at(time), &mut output);
             }
-            let asked = output.frames.iter().filter_map(ArpFrame::parse).any(|read| {
+            let asked = output.frames.iter().filter_map(NeighbourFrame::parse).any(|read| {
                 read.destination == TARGET_MAC && read.packet.operation == Operation::Request
             });
             if asked {
@@ -381,7 +382,7 @@ proptest! {
     ) {
         let (mut neighbours, mut output) = quiet();
         for (bytes, port, vlan) in frames {
-            neighbours.receive(&ArpFrame::received(PortIndex(port), vlan, &bytes), at(6000), &mut output);
+            neighbours.receive(&NeighbourFrame::received(PortIndex(port), vlan, &bytes), at(6000), &mut output);
         }
         prop_assert!(output.events.is_empty());
         prop_assert_eq!(neighbours.known().count(), 0);

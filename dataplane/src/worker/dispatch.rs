@@ -8,7 +8,7 @@ use postern_frame_io::{BURST, Burst, Errno, Transmit, TransmitReport};
 use postern_wire::{Frame, PortIndex};
 
 use crate::link::{Shared, WorkerLink};
-use crate::neighbours::arp_frame::ArpFrame;
+use crate::neighbours::neighbour_frame::NeighbourFrame;
 
 /// Verdicts of frames that do not exist.
 pub(super) const NO_VERDICTS: [Verdict; BURST] = [Verdict::Hold; BURST];
@@ -136,7 +136,7 @@ impl<'w> Dispatch<'w> {
     }
 
     fn punt(&mut self, frame: &Frame<'_>) {
-        if self.link.punted.push(ArpFrame::received(frame.ingress, frame.vlan, frame.bytes())).is_ok() {
+        if self.link.punted.push(NeighbourFrame::received(frame.ingress, frame.vlan, frame.bytes())).is_ok() {
             self.touched_control = true;
             self.link.counters.punted.add(1);
         } else {

@@ -10,7 +10,7 @@ use postern_wire::arp::{ArpPacket, Operation};
 use postern_wire::{FlowKey, MacAddress, PortIndex};
 
 use super::*;
-use crate::neighbours::arp_frame::ArpFrame;
+use crate::neighbours::neighbour_frame::NeighbourFrame;
 use crate::test_bed::*;
 
 fn at(milliseconds: u64) -> Now {
@@ -60,7 +60,7 @@ fn arp_goes_to_the_control_side_until_its_ring_is_full_and_then_is_a_counted_dro
         target_mac: MacAddress::ZERO,
         target: *SERVICE.ip(),
     };
-    let frame = ArpFrame::new(PortIndex(0), None, CLIENT_MAC, MacAddress::BROADCAST, &packet);
+    let frame = NeighbourFrame::new(PortIndex(0), None, CLIENT_MAC, MacAddress::BROADCAST, &packet);
     let link = &shared.links[0];
     let room = link.punted.capacity() as u64;
     for _ in 0..room + 3 {

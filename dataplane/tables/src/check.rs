@@ -1,6 +1,7 @@
 //! The checks of what was declared. What comes out is [`Checked`]: every reference resolved, every value in range.
 
 mod control;
+mod families;
 mod health;
 mod network;
 mod process;
@@ -9,11 +10,12 @@ pub mod text;
 mod world;
 
 use std::collections::{BTreeSet, HashMap};
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use postern_selection::SelectionHash;
-use postern_wire::Ipv4Prefix;
+use postern_wire::address::AddressError;
+use postern_wire::{Family, IpPrefix};
 
 use crate::declaration::Declaration;
 use crate::error::{ConfigurationError, Errors, Problem, shorten};
@@ -22,7 +24,7 @@ use crate::resource::ResourceKind;
 use crate::snapshot;
 
 pub use control::{ControlAddress, ControlCredentials, ControlSettings};
-pub(crate) use network::{Facts, Network};
+pub(crate) use network::{Facts, Network, Routes};
 pub(crate) use world::World;
 
 pub use process::{GatewaySettings, Limits, WorkerSettings};
@@ -49,7 +51,7 @@ pub struct Checked {
     /// Everything below refers to VPCs, attachments and pools by declared index.
     pub(crate) facts: Facts,
     /// Routes with the declared index of their VPC, longest prefix first.
-    pub(crate) routes: Vec<(usize, snapshot::Route)>,
+    pub(crate) routes: Routes,
     pub(crate) attachments: Vec<snapshot::Attachment>,
     pub(crate) pools: Vec<snapshot::SnatPool>,
     pub(crate) objects: Objects,
@@ -74,7 +76,14 @@ pub(crate) struct CheckedGroup {
     pub(crate) slots: usize,
     pub(crate) health: Arc<HealthSettings>,
     /// Address, port and weight, sorted.
-    pub(crate) targets: Vec<(Ipv4Addr, u16, u16)>,
+    pub(crate) targets: Vec<(IpAddr, u16, u16)>,
+}
+
+impl CheckedGroup {
+    /// That of all targets; IPv4 where there are none.
+    pub(crate) fn family(&self) -> Family {
+        self.targets.first().map_or(Family::V4, |target| Family::of(target.0))
+    }
 }
 
 #[derive(Clone, Debug)]
@@ -87,7 +96,7 @@ pub(crate) struct CheckedBalancer {
 pub(crate) struct CheckedListener {
     pub(crate) protocol: u8,
     pub(crate) port: u16,
-    /// Names of target groups with cumulative weights.
+    /// Names of target groups with their weights; none is 0.
     pub(crate) shares: Vec<(u32, String)>,
     pub(crate) idle_seconds: u16,
     pub(crate) mss: Option<u16>,
@@ -104,7 +113,7 @@ pub(crate) struct CheckedEndpoint {
     pub(crate) id: String,
     pub(crate) vpc: usize,
     pub(crate) service: String,
-    pub(crate) addresses: Vec<Ipv4Addr>,
+    pub(crate) addresses: Vec<IpAddr>,
     /// What was written: MTU and answer to echo.
     pub(crate) written: (Option<u16>, Option<bool>),
 }
@@ -185,7 +194,7 @@ impl Checked {
             limits_written: self.limits_written,
             selection: self.selection.clone(),
             facts: self.facts.clone(),
-            routes: Vec::new(),
+            routes: Routes::default(),
             attachments: Vec::new(),
             pools: Vec::new(),
             objects: Objects::default(),
@@ -209,7 +218,9 @@ pub(crate) fn objects(
     let services = services::services(checker, declaration, &load_balancers, world);
     let endpoints = services::endpoints(checker, declaration, vpcs, network, world);
     services::targets_are_not_local(checker, declaration, &groups, network, world);
-    Objects { groups, load_balancers, services, endpoints }
+    let objects = Objects { groups, load_balancers, services, endpoints };
+    families::endpoints_lead_somewhere(checker, &objects, world);
+    objects
 }
 
 /// How errors say where a declared object stands.
@@ -315,18 +326,33 @@ impl<'a> Checker<'a> {
         }
     }
 
-    /// An address that a host can have.
-    pub(crate) fn address(&mut self, key: &dyn Fn() -> String, value: &str) -> Option<Ipv4Addr> {
-        match value.parse::<Ipv4Addr>() {
+    /// An address that a host can have, not of one link alone.
+    pub(crate) fn address(&mut self, key: &dyn Fn() -> String, value: &str) -> Option<IpAddr> {
+        self.address_unless(key, value, text::why_not_unicast)
+    }
+
+    /// An address that a router can have on its link.
+    pub(crate) fn router(&mut self, key: &dyn Fn() -> String, value: &str) -> Option<IpAddr> {
+        self.address_unless(key, value, text::why_not_router)
+    }
+
+    fn address_unless(
+        &mut self,
+        key: &dyn Fn() -> String,
+        value: &str,
+        why_not: fn(IpAddr) -> Option<&'static str>,
+    ) -> Option<IpAddr> {
+        const ALLOWED: &str = "an IP address such as 10.0.0.10 or 2001:db8::10";
+        match value.parse::<IpAddr>() {
             Err(_) if value.is_empty() => {
-                self.error(key(), value, Problem::Missing("an IPv4 address such as 10.0.0.10"));
+                self.error(key(), value, Problem::Missing(ALLOWED));
                 None
             }
             Err(_) => {
-                self.error(key(), value, Problem::Form("an IPv4 address such as 10.0.0.10".to_owned()));
+                self.error(key(), value, Problem::Form(ALLOWED.to_owned()));
                 None
             }
-            Ok(address) => match text::why_not_unicast(address) {
+            Ok(address) => match why_not(address) {
                 Some(what) => {
                     self.error(key(), value, Problem::Address { what: what.to_owned() });
                     None
@@ -337,20 +363,23 @@ impl<'a> Checker<'a> {
     }
 
     /// A prefix.
-    pub(crate) fn prefix(&mut self, key: &dyn Fn() -> String, value: &str) -> Option<Ipv4Prefix> {
+    pub(crate) fn prefix(&mut self, key: &dyn Fn() -> String, value: &str) -> Option<IpPrefix> {
+        const ALLOWED: &str = "an IP prefix such as 10.0.0.0/24 or 2001:db8::/64";
         if value.is_empty() {
-            self.error(key(), value, Problem::Missing("an IPv4 prefix such as 10.0.0.0/24"));
+            self.error(key(), value, Problem::Missing(ALLOWED));
             return None;
         }
         match value.parse() {
             Ok(prefix) => Some(prefix),
             Err(error) => {
-                let text = match error {
-                    postern_wire::address::AddressError::HostBits(_, network) => {
-                        format!("a network address, because host bits are set; the network is {network}")
-                    }
-                    _ => "an IPv4 prefix such as 10.0.0.0/24".to_owned(),
+                let network: Option<&dyn std::fmt::Display> = match &error {
+                    AddressError::HostBits(_, network) => Some(network),
+                    AddressError::HostBits6(_, network) => Some(network),
+                    _ => None,
                 };
+                let text = network.map_or(ALLOWED.to_owned(), |network| {
+                    format!("a network address, because host bits are set; the network is {network}")
+                });
                 self.error(key(), value, Problem::Form(text));
                 None
             }

@@ -1,7 +1,7 @@
 //! From what was checked to the tables of the workers, all of it. Changes of a part are [`crate::Tables`]'.
 
 use std::collections::{HashMap, HashSet};
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use postern_wire::AttachmentIndex;
@@ -9,7 +9,7 @@ use postern_wire::AttachmentIndex;
 use crate::check::Checked;
 use crate::lookup::AttachmentLookup;
 use crate::place::{Base, Placed, Placing};
-use crate::snapshot::{Attachment, Generation, LocalAddress, PoolIndex, Route, Snapshot, SnatPool, Vpc, VpcIndex};
+use crate::snapshot::{Attachment, Generation, LocalAddress, PoolIndex, Route, Route6, Snapshot, SnatPool, Vpc, VpcIndex};
 use crate::usable::Health;
 
 /// Compiles the tables; `previous` is the snapshot that they replace.
@@ -47,7 +47,10 @@ pub(crate) fn compile_onto(
         ..attachment.clone()
     });
     let mut pools = old.pools.to_vec();
-    pools.iter_mut().for_each(|pool| pool.addresses.clear());
+    for pool in &mut pools {
+        pool.addresses.clear();
+        pool.addresses6.clear();
+    }
     put(&mut pools, &pool_at, checked.pools.iter(), |pool| SnatPool { vpc: vpc(pool.vpc.at()), ..pool.clone() });
 
     let mut next = old.clone();
@@ -71,21 +74,18 @@ pub(crate) fn compile_onto(
     // An address may go from a pool to an endpoint, or the other way.
     let snat: HashSet<_> = snat_addresses(&next).collect();
     for entry in snat_addresses(old).filter(|entry| !snat.contains(entry)) {
-        next.local.remove(&entry.0);
+        next.set_local(entry.0.0, entry.0.1, None);
     }
     Placing { old, next: &mut next, placed, base: &base, health }.all(&checked.objects);
     for (key, pool) in snat {
-        next.local.insert(key, LocalAddress::Snat(pool));
+        next.set_local(key.0, key.1, Some(LocalAddress::Snat(pool)));
     }
     (next, base)
 }
 
-fn snat_addresses(snapshot: &Snapshot) -> impl Iterator<Item = ((VpcIndex, Ipv4Addr), PoolIndex)> {
-    snapshot
-        .pools
-        .iter()
-        .zip(0..)
-        .flat_map(|(pool, index)| pool.addresses.iter().map(move |address| ((pool.vpc, *address), PoolIndex(index))))
+fn snat_addresses(snapshot: &Snapshot) -> impl Iterator<Item = ((VpcIndex, IpAddr), PoolIndex)> {
+    let pools = snapshot.pools.iter().zip(0..);
+    pools.flat_map(|(pool, index)| pool.all_addresses().map(move |address| ((pool.vpc, address), PoolIndex(index))))
 }
 
 /// The old vector, where the new one is the same.
@@ -146,13 +146,18 @@ fn put<'c, T: Clone + 'c>(
 }
 
 fn vpcs(checked: &Checked, vpc_at: &Positions, attachment_at: &Positions) -> Vec<Vpc> {
-    let mut vpcs = vec![Vpc { id: String::new(), routes: Vec::new() }; vpc_at.length];
+    let mut vpcs = vec![Vpc { id: String::new(), routes: Vec::new(), routes6: Vec::new() }; vpc_at.length];
     for (id, &at) in checked.facts.vpcs.iter().zip(&vpc_at.index) {
         id.clone_into(&mut vpcs[at as usize].id);
     }
-    for (vpc, route) in &checked.routes {
-        let attachment = AttachmentIndex(attachment_at.index[usize::from(route.attachment.0)] as u16);
-        vpcs[vpc_at.index[*vpc] as usize].routes.push(Route { attachment, ..*route });
+    let attachment = |declared: AttachmentIndex| AttachmentIndex(attachment_at.index[usize::from(declared.0)] as u16);
+    for (vpc, route) in &checked.routes.v4 {
+        let route = Route { attachment: attachment(route.attachment), ..*route };
+        vpcs[vpc_at.index[*vpc] as usize].routes.push(route);
+    }
+    for (vpc, route) in &checked.routes.v6 {
+        let route = Route6 { attachment: attachment(route.attachment), ..*route };
+        vpcs[vpc_at.index[*vpc] as usize].routes6.push(route);
     }
     vpcs
 }

@@ -1,9 +1,9 @@
 //! What is wrong with a declaration: always file, key, value and what is allowed, and always all of it.
 
 use std::fmt;
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 
-use postern_wire::Ipv4Prefix;
+use postern_wire::{Family, IpPrefix};
 
 /// Everything that is wrong with one declaration, in the order of the file's tables.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -129,6 +129,31 @@ pub enum Problem {
         /// What it is instead.
         what: String,
     },
+    /// Targets of both families in one group.
+    #[error("is an {family} address, but the group's first target has an {first} one; all of a group are of one family")]
+    OtherFamily {
+        /// Its family.
+        family: Family,
+        /// That of the first.
+        first: Family,
+    },
+    /// An endpoint's IPv4 address whose service has IPv6 targets only.
+    #[error(
+        "is an IPv4 address, but all listeners of service \"{0}\" lead to IPv6 targets, which IPv4 clients cannot reach; \
+         allowed are IPv6 addresses"
+    )]
+    OnlyIpv6Targets(String),
+    /// A router of the other family.
+    #[error("is an {router} address, but the route's destination is {destination}; both must be of one family")]
+    RouterFamily {
+        /// The router's family.
+        router: Family,
+        /// The destination's.
+        destination: Family,
+    },
+    /// A group's pool has no address that its targets could answer to.
+    #[error("has no {0} address, so new flows to the group's targets will be refused; add one to the pool")]
+    PoolFamily(Family),
     /// A router that is not a neighbour.
     #[error("is not in an on-link prefix of attachment \"{attachment}\" ({prefixes}); a router must be a neighbour")]
     RouterNotOnLink {
@@ -209,14 +234,13 @@ pub enum Problem {
     NeedsRestart(String),
     /// An address to which nobody on the link asks the way.
     #[error(
-        "is in no on-link prefix of VPC {0}, so no neighbour asks for it by ARP; it works only if a router sends it to \
-         the gateway"
+        "is in no on-link prefix of VPC {0}, so no neighbour asks for it; it works only if a router sends it to the gateway"
     )]
     NotOnLink(String),
 }
 
 impl Problem {
-    pub(crate) fn network_end(what: &str, address: Ipv4Addr, prefix: Ipv4Prefix) -> Self {
+    pub(crate) fn network_end(what: &str, address: IpAddr, prefix: IpPrefix) -> Self {
         Self::Address { what: format!("the {what} address {address} of {prefix}") }
     }
 }

@@ -1,11 +1,11 @@
 //! What a snapshot precomputes for the packet path.
 
 use std::hash::{BuildHasherDefault, Hasher};
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 
-use postern_wire::{AttachmentIndex, Ipv4Prefix, PortIndex};
+use postern_wire::{AttachmentIndex, Ipv4Prefix, Ipv6Prefix, PortIndex};
 
-use crate::snapshot::{Attachment, Route};
+use crate::snapshot::{Attachment, Route, Route6};
 
 /// A quick hasher for addresses in VPCs. It has no secret and needs none: operators choose what is in these tables, and
 /// strangers only what is looked up.
@@ -66,6 +66,28 @@ fn longest_match_of_many(routes: &[Route], destination: Ipv4Addr) -> Option<&Rou
         let length = first.destination.length();
         let (equal, shorter) = rest.split_at(rest.partition_point(|route| route.destination.length() == length));
         let network = Ipv4Prefix::containing(destination, length)?;
+        if let Ok(at) = equal.binary_search_by_key(&network, |route| route.destination) {
+            return Some(&equal[at]);
+        }
+        rest = shorter;
+    }
+    None
+}
+
+/// The IPv6 route with the longest prefix that contains `destination`.
+///
+/// `routes` stand longest prefix first, equal lengths by network address.
+#[inline]
+#[must_use]
+pub fn longest_match6(routes: &[Route6], destination: Ipv6Addr) -> Option<&Route6> {
+    if routes.len() <= FEW_ROUTES {
+        return routes.iter().find(|route| route.destination.contains(destination));
+    }
+    let mut rest = routes;
+    while let Some(first) = rest.first() {
+        let length = first.destination.length();
+        let (equal, shorter) = rest.split_at(rest.partition_point(|route| route.destination.length() == length));
+        let network = Ipv6Prefix::containing(destination, length)?;
         if let Ok(at) = equal.binary_search_by_key(&network, |route| route.destination) {
             return Some(&equal[at]);
         }

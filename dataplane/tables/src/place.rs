@@ -2,8 +2,10 @@
 //! index; pages of what does not change stay shared with the snapshot before.
 
 use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 use std::sync::Arc;
+
+use postern_wire::Family;
 
 use crate::check::{CheckedBalancer, CheckedEndpoint, CheckedGroup, CheckedService, Objects};
 use crate::pages::Pages;
@@ -16,6 +18,8 @@ use crate::usable::Health;
 
 /// IP protocol number and port.
 pub(crate) type Flows = (u8, u16);
+/// Target groups with cumulative weights.
+type Shares = Arc<[(u32, TargetGroupIndex)]>;
 
 /// What objects refer to by declared index.
 #[derive(Debug, Default)]
@@ -46,7 +50,7 @@ pub(crate) struct Placed {
     endpoints: HashMap<Arc<str>, PlacedEndpoint>,
     /// How many endpoints stand for each service.
     service_endpoints: HashMap<ServiceIndex, usize>,
-    target_addresses: HashMap<(VpcIndex, Ipv4Addr), u32>,
+    target_addresses: HashMap<(VpcIndex, IpAddr), u32>,
     /// How many endpoint addresses and targets there are.
     pub(crate) endpoint_addresses: usize,
     pub(crate) targets: usize,
@@ -130,7 +134,7 @@ impl Placed {
         self.endpoints.keys()
     }
 
-    pub(crate) fn has_target(&self, vpc: VpcIndex, address: Ipv4Addr) -> bool {
+    pub(crate) fn has_target(&self, vpc: VpcIndex, address: IpAddr) -> bool {
         self.target_addresses.contains_key(&(vpc, address))
     }
 
@@ -232,11 +236,7 @@ impl Placing<'_> {
         for index in freed {
             if let Some(target) = self.old.target(index) {
                 self.placed.forget_target(target);
-                let key = (target.vpc, target.address, target.port);
-                match self.next.registered.get(&key).copied() {
-                    Some(count @ 2..) => self.next.registered.insert(key, count - 1),
-                    _ => drop(self.next.registered.remove(&key)),
-                }
+                self.next.count_registered(target, -1);
             }
             self.next.targets.set(index.at(), None);
             self.next.history.free_targets.push_back(index.0);
@@ -264,9 +264,7 @@ impl Placing<'_> {
             let target = Target { vpc, address, port, group: name.clone(), weight, incarnation, cut: *cut };
             if before.is_none() {
                 self.placed.count_target(&target);
-                let key = (vpc, address, port);
-                let count = self.next.registered.get(&key).copied().unwrap_or(0);
-                self.next.registered.insert(key, count + 1);
+                self.next.count_registered(&target, 1);
             }
             self.next.targets.set(index.at(), Some(target));
             members.push(index);
@@ -275,6 +273,7 @@ impl Placing<'_> {
             name,
             vpc,
             pool: PoolIndex(self.base.pool_at[group.pool]),
+            family: group.family(),
             slots: group.slots as u32,
             members: members.into(),
             shares: verdict.shares.into(),
@@ -330,15 +329,17 @@ impl Placing<'_> {
                 let history = &mut self.next.history;
                 let index =
                     kept.unwrap_or_else(|| ListenerIndex(free_slot(&mut history.free_listeners, &self.next.listeners)));
-                let shares = listener.shares.iter().map(|(above, group)| (*above, self.placed.groups[&**group]));
-                let groups: Arc<[(u32, TargetGroupIndex)]> = shares.collect();
-                without_table.extend(groups.iter().map(|(_, group)| group.0));
+                let shares = listener.shares.iter().map(|(weight, group)| (*weight, self.placed.groups[&**group]));
+                let shares: Vec<_> = shares.collect();
+                without_table.extend(shares.iter().map(|(_, group)| group.0));
+                let (groups, groups6) = self.groups_of_clients(&shares);
                 let flows = (listener.protocol, listener.port);
                 let listener = Listener {
                     load_balancer: name.clone(),
                     protocol: flows.0,
                     port: flows.1,
                     groups,
+                    groups6,
                     idle_seconds: listener.idle_seconds,
                     mss: listener.mss,
                 };
@@ -346,6 +347,26 @@ impl Placing<'_> {
                 listeners.push((flows, index));
             }
             self.placed.balancers.insert(name, listeners);
+        }
+    }
+
+    /// The groups for IPv4 and for IPv6 clients, with cumulative weights. An IPv4 client cannot be sent to an IPv6 target.
+    fn groups_of_clients(&self, shares: &[(u32, TargetGroupIndex)]) -> (Shares, Shares) {
+        let cumulative = |which: &dyn Fn(TargetGroupIndex) -> bool| {
+            let mut total = 0;
+            let groups = shares.iter().filter(|(_, group)| which(*group));
+            let above = groups.map(|&(weight, group)| {
+                total += weight;
+                (total, group)
+            });
+            above.collect::<Shares>()
+        };
+        let all = cumulative(&|_| true);
+        let is_wide = |group: TargetGroupIndex| self.next.target_groups[group.at()].family == Family::V6;
+        if shares.iter().any(|(_, group)| is_wide(*group)) {
+            (cumulative(&|group| !is_wide(group)), all)
+        } else {
+            (all.clone(), all)
         }
     }
 
@@ -395,7 +416,7 @@ impl Placing<'_> {
         freed.sort_unstable();
         for index in freed {
             if let Some(endpoint) = self.old.endpoint(index) {
-                self.next.local.remove(&(endpoint.vpc, endpoint.address));
+                self.next.set_local(endpoint.vpc, endpoint.address, None);
             }
             self.next.endpoints.set(index.at(), None);
             self.next.policies[index.at()] = EndpointPolicy::default();
@@ -455,7 +476,7 @@ impl Placing<'_> {
             } else {
                 self.next.policies[index.at()] = policy;
             }
-            self.next.local.insert((vpc, *address), LocalAddress::Endpoint(index));
+            self.next.set_local(vpc, *address, Some(LocalAddress::Endpoint(index)));
             self.next.endpoints.set(index.at(), Some(endpoint));
             indices.push(index);
         }
@@ -468,7 +489,7 @@ impl Placing<'_> {
     fn judge_again(&mut self, groups: &BTreeSet<u32>) {
         let leads = |listener: &ListenerIndex| {
             let listener = self.next.listeners.get(listener.at());
-            listener.is_some_and(|listener| listener.groups.iter().any(|(_, group)| groups.contains(&group.0)))
+            listener.is_some_and(|listener| listener.groups6.iter().any(|(_, group)| groups.contains(&group.0)))
         };
         let services = (0..).zip(self.next.services.iter());
         let services: HashSet<ServiceIndex> = services

@@ -2,7 +2,7 @@
 //! them a worker.
 
 use std::collections::{BTreeSet, HashSet};
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -19,7 +19,7 @@ pub(crate) fn build(snapshot: &mut Snapshot, groups: &BTreeSet<u32>) {
     if !missing.is_empty() {
         let listeners = snapshot.listeners.iter().flatten();
         let needed: HashSet<u32> =
-            listeners.flat_map(|listener| listener.groups.iter().map(|(_, group)| group.0)).collect();
+            listeners.flat_map(|listener| listener.groups6.iter().map(|(_, group)| group.0)).collect();
         missing.retain(|at| needed.contains(at));
     }
     for (at, table) in tables(snapshot, &missing) {
@@ -63,7 +63,39 @@ fn table(snapshot: &Snapshot, group: &TargetGroup) -> Option<Arc<MaglevTable>> {
     MaglevTable::build(&backends, group.slots as usize).ok().map(Arc::new)
 }
 
-/// What a target is in the selection table, on every gateway: address in bits 16…47, port below.
-fn identity(address: Ipv4Addr, port: u16) -> u64 {
-    u64::from(address.to_bits()) << 16 | u64::from(port)
+/// What a target is in the selection table, on every gateway. IPv4: the address in bits 16…47, the port below. IPv6: port,
+/// low half and high half of the address, one after the other exclusive-ored into what [`mixed`] made of those before.
+fn identity(address: IpAddr, port: u16) -> u64 {
+    match address {
+        IpAddr::V4(address) => u64::from(address.to_bits()) << 16 | u64::from(port),
+        IpAddr::V6(address) => {
+            let bits = address.to_bits();
+            mixed((bits >> 64) as u64 ^ mixed(bits as u64 ^ mixed(u64::from(port))))
+        }
+    }
+}
+
+/// A bijection of 64 bits in which every bit depends on every other (the finalizer of SplitMix64).
+const fn mixed(word: u64) -> u64 {
+    let word = word.wrapping_add(0x9e37_79b9_7f4a_7c15);
+    let word = (word ^ (word >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    let word = (word ^ (word >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    word ^ (word >> 31)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_identity_of_an_ipv6_target_is_the_documented_one_for_years() {
+        let of = |text: &str, port| identity(text.parse().unwrap(), port);
+        assert_eq!(of("10.0.0.1", 80), 0x0a00_0001_0050);
+        assert_eq!(of("2001:db8::1", 80), IDENTITY);
+        assert_ne!(of("2001:db8::1", 80), of("2001:db8::1", 81));
+        assert_ne!(of("2001:db8::1", 80), of("2001:db8:0:1::1", 80));
+    }
+
+    /// Computed by hand from the three steps that are documented.
+    const IDENTITY: u64 = 0xf090_1d79_abdb_e771;
 }

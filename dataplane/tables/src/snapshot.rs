@@ -3,16 +3,17 @@
 //! Everything is an index into a vector of this snapshot. Indices of endpoints and targets stay the same from one
 //! snapshot to the next for as long as the object lives; flows store them with the object's incarnation.
 
-use std::net::Ipv4Addr;
+use std::hash::Hash;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::ops::RangeInclusive;
 use std::sync::Arc;
 
 use postern_selection::{MaglevTable, SelectionHash};
-use postern_wire::{AttachmentIndex, Ipv4Prefix, MacAddress, PortIndex};
+use postern_wire::{AttachmentIndex, Family, Ipv4Prefix, Ipv6Prefix, MacAddress, PortIndex};
 
 use crate::health::HealthSettings;
 use crate::history::History;
-use crate::lookup::{AttachmentLookup, longest_match};
+use crate::lookup::{AttachmentLookup, longest_match, longest_match6};
 use crate::pages::Pages;
 use crate::sharded::Sharded;
 
@@ -93,11 +94,15 @@ pub struct Snapshot {
     pub targets: Pages<Target>,
     /// SNAT pools by [`PoolIndex`].
     pub pools: Arc<Vec<SnatPool>>,
-    /// Endpoint and SNAT addresses: what Postern answers for.
+    /// IPv4 endpoint and SNAT addresses: what Postern answers for.
     pub local: Sharded<(VpcIndex, Ipv4Addr), LocalAddress>,
-    /// Addresses and ports of all targets, with the number of groups that have each: who may be told by a RST that a
+    /// The same of IPv6.
+    pub local6: Sharded<(VpcIndex, Ipv6Addr), LocalAddress>,
+    /// IPv4 addresses and ports of all targets, with the number of groups that have each: who may be told by a RST that a
     /// connection is gone.
     pub registered: Sharded<(VpcIndex, Ipv4Addr, u16), u32>,
+    /// The same of IPv6.
+    pub registered6: Sharded<(VpcIndex, Ipv6Addr, u16), u32>,
     /// Keyed hash of the target choice; the same on every gateway.
     pub selection: SelectionHash,
     /// Attachments by port and VLAN, made of `attachments`; see [`Snapshot::index`].
@@ -120,8 +125,10 @@ pub struct Port {
 pub struct Vpc {
     /// `vpc-…`.
     pub id: String,
-    /// Routes of all its attachments, longest prefix first, equal lengths by network address.
+    /// IPv4 routes of all its attachments, longest prefix first, equal lengths by network address.
     pub routes: Vec<Route>,
+    /// IPv6 routes, in the same order.
+    pub routes6: Vec<Route6>,
 }
 
 /// One way out of a VPC.
@@ -133,6 +140,17 @@ pub struct Route {
     pub attachment: AttachmentIndex,
     /// The router, or `None` where destinations are neighbours themselves (on-link).
     pub via: Option<Ipv4Addr>,
+}
+
+/// One way out of a VPC for IPv6.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Route6 {
+    /// Destinations.
+    pub destination: Ipv6Prefix,
+    /// The attachment to send on.
+    pub attachment: AttachmentIndex,
+    /// The router, or `None` where destinations are neighbours themselves (on-link).
+    pub via: Option<Ipv6Addr>,
 }
 
 /// How replies find their way to a consumer.
@@ -160,8 +178,10 @@ pub struct Attachment {
     pub mtu: Option<u16>,
     /// How replies go back.
     pub return_path: ReturnPath,
-    /// On-link prefixes.
+    /// On-link prefixes of IPv4.
     pub prefixes: Vec<Ipv4Prefix>,
+    /// On-link prefixes of IPv6.
+    pub prefixes6: Vec<Ipv6Prefix>,
     /// A MAC address of its own, where the port's is not to be used.
     pub mac: Option<MacAddress>,
 }
@@ -183,16 +203,28 @@ impl Endpoint {
 }
 
 impl Listener {
-    /// The target group for a flow's selection hash; `None` where all groups have weight 0.
+    /// The target group for the selection hash of an IPv4 client's flow; `None` where all groups have weight 0.
     ///
     /// The high bits of the hash decide; [`MaglevTable::lookup`] uses the others.
     #[inline]
     #[must_use]
     pub fn group(&self, hash: u64) -> Option<TargetGroupIndex> {
-        let total = self.groups.last()?.0;
-        let share = ((u128::from(hash) * u128::from(total)) >> 64) as u32;
-        self.groups.iter().find(|(above, _)| share < *above).map(|(_, group)| *group)
+        group_of(&self.groups, hash)
     }
+
+    /// The target group for the selection hash of an IPv6 client's flow.
+    #[inline]
+    #[must_use]
+    pub fn group6(&self, hash: u64) -> Option<TargetGroupIndex> {
+        group_of(&self.groups6, hash)
+    }
+}
+
+#[inline(always)]
+fn group_of(groups: &[(u32, TargetGroupIndex)], hash: u64) -> Option<TargetGroupIndex> {
+    let total = groups.last()?.0;
+    let share = ((u128::from(hash) * u128::from(total)) >> 64) as u32;
+    groups.iter().find(|(above, _)| share < *above).map(|(_, group)| *group)
 }
 
 impl TargetGroup {
@@ -221,7 +253,7 @@ pub struct Endpoint {
     /// The consumer's VPC.
     pub vpc: VpcIndex,
     /// The address in it.
-    pub address: Ipv4Addr,
+    pub address: IpAddr,
     /// What it stands for.
     pub service: ServiceIndex,
     /// Distinguishes the holders of one index.
@@ -273,9 +305,11 @@ pub struct Listener {
     pub protocol: u8,
     /// Port, 1…65535.
     pub port: u16,
-    /// Target groups with cumulative weights: a flow whose hash, reduced to 0…total-1, is below the first larger value
-    /// goes there. Groups of weight 0 are not in the list.
+    /// Target groups of IPv4 clients with cumulative weights: a flow whose hash, reduced to 0…total-1, is below the first
+    /// larger value goes there. Groups of weight 0 are not in the list, nor are those with IPv6 targets.
     pub groups: Arc<[(u32, TargetGroupIndex)]>,
+    /// The same of IPv6 clients: all groups, of whatever family.
+    pub groups6: Arc<[(u32, TargetGroupIndex)]>,
     /// Idle time of an established flow, in seconds: TCP 60…6000 (350), UDP 10…6000 (120).
     pub idle_seconds: u16,
     /// Upper bound of the MSS option in SYN and SYN-ACK, in bytes; `None`: from the MTUs only.
@@ -291,6 +325,8 @@ pub struct TargetGroup {
     pub vpc: VpcIndex,
     /// The addresses and ports that the targets see.
     pub pool: PoolIndex,
+    /// That of all its members' addresses; IPv4 where it has none.
+    pub family: Family,
     /// Members, in the order of the selection table's numbering.
     pub members: Arc<[TargetIndex]>,
     /// Shares of new flows, by member: its weight, or 0 where it may not have any.
@@ -311,7 +347,7 @@ pub struct Target {
     /// Its VPC.
     pub vpc: VpcIndex,
     /// Its address.
-    pub address: Ipv4Addr,
+    pub address: IpAddr,
     /// Its port.
     pub port: u16,
     /// Name of the group, for counters and listings.
@@ -331,12 +367,40 @@ pub struct SnatPool {
     pub name: String,
     /// The provider's VPC.
     pub vpc: VpcIndex,
-    /// Its addresses.
+    /// Its IPv4 addresses.
     pub addresses: Vec<Ipv4Addr>,
+    /// Its IPv6 addresses.
+    pub addresses6: Vec<Ipv6Addr>,
     /// Ports of each address, within 1024…65535.
     pub ports: RangeInclusive<u16>,
     /// How long a freed port rests before it is used again toward the same target, in seconds, 0…240 (60).
     pub rest_seconds: u16,
+}
+
+impl SnatPool {
+    /// Its addresses of both families.
+    pub fn all_addresses(&self) -> impl Iterator<Item = IpAddr> + '_ {
+        let wide = self.addresses6.iter().map(|address| IpAddr::V6(*address));
+        self.addresses.iter().map(|address| IpAddr::V4(*address)).chain(wide)
+    }
+
+    /// Its first address of a family.
+    #[must_use]
+    pub fn first_address(&self, family: Family) -> Option<IpAddr> {
+        match family {
+            Family::V4 => self.addresses.first().map(|address| IpAddr::V4(*address)),
+            Family::V6 => self.addresses6.first().map(|address| IpAddr::V6(*address)),
+        }
+    }
+
+    /// Whether it has an address of a family.
+    #[must_use]
+    pub const fn has(&self, family: Family) -> bool {
+        match family {
+            Family::V4 => !self.addresses.is_empty(),
+            Family::V6 => !self.addresses6.is_empty(),
+        }
+    }
 }
 
 /// Up to so many listeners of a service are tried one by one.
@@ -373,10 +437,71 @@ impl Snapshot {
         self.local.get(&(vpc, address)).copied()
     }
 
+    /// What an IPv6 `address` is to Postern in the VPC behind `attachment`.
+    #[inline]
+    #[must_use]
+    pub fn local6(&self, attachment: AttachmentIndex, address: Ipv6Addr) -> Option<LocalAddress> {
+        let vpc = self.attachments.get(usize::from(attachment.0))?.vpc;
+        self.local6.get(&(vpc, address)).copied()
+    }
+
+    /// What an address of either family is to Postern in the VPC behind `attachment`.
+    #[must_use]
+    pub fn local_of(&self, attachment: AttachmentIndex, address: IpAddr) -> Option<LocalAddress> {
+        match address {
+            IpAddr::V4(address) => self.local(attachment, address),
+            IpAddr::V6(address) => self.local6(attachment, address),
+        }
+    }
+
+    /// Whether an address of either family is Postern's in a VPC.
+    #[must_use]
+    pub fn holds(&self, vpc: VpcIndex, address: IpAddr) -> bool {
+        self.local_in(vpc, address).is_some()
+    }
+
+    /// What an address of either family is to Postern in a VPC.
+    pub(crate) fn local_in(&self, vpc: VpcIndex, address: IpAddr) -> Option<LocalAddress> {
+        match address {
+            IpAddr::V4(address) => self.local.get(&(vpc, address)).copied(),
+            IpAddr::V6(address) => self.local6.get(&(vpc, address)).copied(),
+        }
+    }
+
+    /// Says what an address is to Postern in a VPC: nothing, with `None`.
+    pub(crate) fn set_local(&mut self, vpc: VpcIndex, address: IpAddr, local: Option<LocalAddress>) {
+        match (address, local) {
+            (IpAddr::V4(address), Some(local)) => self.local.insert((vpc, address), local),
+            (IpAddr::V6(address), Some(local)) => self.local6.insert((vpc, address), local),
+            (IpAddr::V4(address), None) => drop(self.local.remove(&(vpc, address))),
+            (IpAddr::V6(address), None) => drop(self.local6.remove(&(vpc, address))),
+        }
+    }
+
+    /// One more or one less group has a target's address and port.
+    pub(crate) fn count_registered(&mut self, target: &Target, by: i32) {
+        fn count<K: Hash + Eq + Copy>(registered: &mut Sharded<K, u32>, key: K, by: i32) {
+            match registered.get(&key).copied().unwrap_or(0).saturating_add_signed(by) {
+                0 => drop(registered.remove(&key)),
+                groups => registered.insert(key, groups),
+            }
+        }
+        match target.address {
+            IpAddr::V4(address) => count(&mut self.registered, (target.vpc, address, target.port), by),
+            IpAddr::V6(address) => count(&mut self.registered6, (target.vpc, address, target.port), by),
+        }
+    }
+
     /// Whether a target with this address and port is registered.
     #[must_use]
     pub fn is_target(&self, vpc: VpcIndex, address: Ipv4Addr, port: u16) -> bool {
         self.registered.contains_key(&(vpc, address, port))
+    }
+
+    /// Whether a target with this IPv6 address and port is registered.
+    #[must_use]
+    pub fn is_target6(&self, vpc: VpcIndex, address: Ipv6Addr, port: u16) -> bool {
+        self.registered6.contains_key(&(vpc, address, port))
     }
 
     /// The best route to `destination` in a VPC.
@@ -384,6 +509,26 @@ impl Snapshot {
     #[must_use]
     pub fn route(&self, vpc: VpcIndex, destination: Ipv4Addr) -> Option<&Route> {
         longest_match(&self.vpcs.get(vpc.at())?.routes, destination)
+    }
+
+    /// The best route to an IPv6 `destination` in a VPC.
+    #[inline]
+    #[must_use]
+    pub fn route6(&self, vpc: VpcIndex, destination: Ipv6Addr) -> Option<&Route6> {
+        longest_match6(&self.vpcs.get(vpc.at())?.routes6, destination)
+    }
+
+    /// The attachment and the neighbour by which packets to `destination` leave a VPC, of either family.
+    #[must_use]
+    pub fn way_to(&self, vpc: VpcIndex, destination: IpAddr) -> Option<(AttachmentIndex, IpAddr)> {
+        match destination {
+            IpAddr::V4(address) => {
+                self.route(vpc, address).map(|route| (route.attachment, route.via.unwrap_or(address).into()))
+            }
+            IpAddr::V6(address) => {
+                self.route6(vpc, address).map(|route| (route.attachment, route.via.unwrap_or(address).into()))
+            }
+        }
     }
 
     /// The endpoint at an index.

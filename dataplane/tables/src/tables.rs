@@ -1,8 +1,10 @@
 //! What is declared now, and its tables: the only writer.
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 use std::sync::Arc;
+
+use postern_wire::Family;
 
 use crate::check::{self, Checked, CheckedGroup, Checker, Keys, Names, Network, Objects, World};
 use crate::compile::compile_onto;
@@ -99,7 +101,7 @@ impl Tables {
     /// Notes which targets may have flows: group, address, port and what. Selection tables of these groups are made again,
     /// and the flows of targets that are cut are judged again. Targets that are not declared are passed over. `None`: nothing
     /// changed.
-    pub fn set_health(&mut self, changes: &[(String, Ipv4Addr, u16, Usable)]) -> Option<Arc<Snapshot>> {
+    pub fn set_health(&mut self, changes: &[(String, IpAddr, u16, Usable)]) -> Option<Arc<Snapshot>> {
         let mut touched = BTreeSet::new();
         for (name, address, port, usable) in changes {
             let group = self.placed.group(name).map(|index| &self.snapshot.target_groups[index.at()]);
@@ -261,7 +263,12 @@ impl Tables {
             of_kind.map(|(key, _)| key.name.as_str()).collect()
         };
         let mut touched: BTreeSet<_> = edits.keys().map(|key| (key.kind, key.name.clone())).collect();
-        let groups = edited(ResourceKind::TargetGroup, true);
+        let mut groups = edited(ResourceKind::TargetGroup, true);
+        // Whom a listener leads to depends on the families of its groups.
+        groups.extend(edits.iter().filter_map(|(key, new)| match new {
+            Some(Resource::TargetGroup(group)) if self.changes_family(group) => Some(key.name.as_str()),
+            _ => None,
+        }));
         if !groups.is_empty() {
             let names = |listener: &declaration::Listener| {
                 listener.target_groups.iter().any(|group| groups.contains(&*group.name))
@@ -290,6 +297,13 @@ impl Tables {
             touched.extend(users.map(|endpoint| (ResourceKind::Endpoint, endpoint.id.to_string())));
         }
         touched
+    }
+
+    /// Whether a group's targets will be of another family than now.
+    fn changes_family(&self, group: &declaration::TargetGroup) -> bool {
+        let before = self.placed.group(&group.name).map(|index| self.snapshot.target_groups[index.at()].family);
+        let after = group.targets.first().and_then(|target| target.address.parse().ok()).map(Family::of);
+        before.is_some_and(|before| before != after.unwrap_or_default())
     }
 
     /// Checks the objects of `declaration` among those that are not `touched`.
@@ -352,6 +366,21 @@ impl Declared {
             ResourceKind::LoadBalancer => self.balancers.contains_key(name),
             ResourceKind::Service => self.services.contains_key(name),
             kind => self.network.contains_key(&ResourceKey { kind, name: name.to_owned() }),
+        }
+    }
+
+    pub(crate) fn balancers_of(&self, service: &str) -> &[String] {
+        self.services.get(service).map_or(&[], |service| &service.load_balancers)
+    }
+
+    pub(crate) fn listeners_of(&self, load_balancer: &str) -> &[declaration::Listener] {
+        self.balancers.get(load_balancer).map_or(&[], |balancer| &balancer.listeners)
+    }
+
+    pub(crate) fn pool(&self, name: &str) -> Option<&declaration::SnatPool> {
+        match self.network.get(&ResourceKey { kind: ResourceKind::SnatPool, name: name.to_owned() })? {
+            Resource::SnatPool(pool) => Some(pool),
+            _ => None,
         }
     }
 

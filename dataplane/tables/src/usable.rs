@@ -1,7 +1,7 @@
 //! Which targets get flows: what the gateway's own probes say of them, kept from change to change.
 
 use std::collections::HashMap;
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 
 /// What a target may have.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
@@ -18,7 +18,7 @@ pub enum Usable {
 /// Targets that are not [`Usable::Usable`], by group, address and port.
 #[derive(Debug, Default)]
 pub(crate) struct Health {
-    groups: HashMap<String, HashMap<(Ipv4Addr, u16), Usable>>,
+    groups: HashMap<String, HashMap<(IpAddr, u16), Usable>>,
 }
 
 /// What health makes of a group, by target.
@@ -34,7 +34,7 @@ pub(crate) struct GroupVerdict {
 
 impl Health {
     /// Notes what a target may have; true if that is another thing than before.
-    pub(crate) fn set(&mut self, group: &str, target: (Ipv4Addr, u16), usable: Usable) -> bool {
+    pub(crate) fn set(&mut self, group: &str, target: (IpAddr, u16), usable: Usable) -> bool {
         let before = self.of(group, target);
         if usable != Usable::Usable {
             self.groups.entry(group.to_owned()).or_default().insert(target, usable);
@@ -48,7 +48,7 @@ impl Health {
     }
 
     /// Forgets the targets of a group that are not among `targets`.
-    pub(crate) fn keep(&mut self, group: &str, targets: &[(Ipv4Addr, u16, u16)]) {
+    pub(crate) fn keep(&mut self, group: &str, targets: &[(IpAddr, u16, u16)]) {
         if let Some(known) = self.groups.get_mut(group) {
             known.retain(|&(address, port), _| targets.iter().any(|target| (target.0, target.1) == (address, port)));
         }
@@ -60,8 +60,8 @@ impl Health {
     }
 
     /// What becomes of the targets of a group: address, port and weight.
-    pub(crate) fn verdict(&self, group: &str, targets: &[(Ipv4Addr, u16, u16)]) -> GroupVerdict {
-        let usable = |&(address, port, _): &(Ipv4Addr, u16, u16)| self.of(group, (address, port));
+    pub(crate) fn verdict(&self, group: &str, targets: &[(IpAddr, u16, u16)]) -> GroupVerdict {
+        let usable = |&(address, port, _): &(IpAddr, u16, u16)| self.of(group, (address, port));
         let fail_open = targets.iter().any(|target| target.2 > 0)
             && !targets.iter().any(|target| target.2 > 0 && usable(target) == Usable::Usable);
         let share = |target| if fail_open || usable(target) == Usable::Usable { target.2 } else { 0 };
@@ -72,7 +72,7 @@ impl Health {
         }
     }
 
-    fn of(&self, group: &str, target: (Ipv4Addr, u16)) -> Usable {
+    fn of(&self, group: &str, target: (IpAddr, u16)) -> Usable {
         self.groups.get(group).and_then(|targets| targets.get(&target)).copied().unwrap_or_default()
     }
 }

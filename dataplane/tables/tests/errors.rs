@@ -639,7 +639,7 @@ fn an_address_off_link_is_allowed_with_a_warning() {
         warnings,
         [
             "lab.toml: endpoint[0].addresses[0] = \"10.7.0.10\": is in no on-link prefix of VPC vpc-a, so no neighbour asks \
-         for it by ARP; it works only if a router sends it to the gateway"
+         for it; it works only if a router sends it to the gateway"
         ]
     );
 }

@@ -72,7 +72,7 @@ fn tables_of_a_gateway_with_control_take_what_is_pushed() {
     tables.update(Change::full(&lab)).unwrap();
 }
 
-fn usable(name: &str, address: &str, usable: Usable) -> (String, std::net::Ipv4Addr, u16, Usable) {
+fn usable(name: &str, address: &str, usable: Usable) -> (String, std::net::IpAddr, u16, Usable) {
     (name.to_owned(), address.parse().unwrap(), 8080, usable)
 }
 

@@ -1,7 +1,7 @@
-//! MAC addresses and IPv4 prefixes.
+//! MAC addresses and prefixes of both families.
 
 use std::fmt;
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::str::FromStr;
 
 /// A 48-bit Ethernet address, in transmission order.
@@ -46,6 +46,12 @@ pub enum AddressError {
     /// The address has bits set below the prefix length.
     #[error("\"{0}\" has host bits set; the network is {1}")]
     HostBits(String, Ipv4Prefix),
+    /// Not an IPv6 prefix.
+    #[error("\"{0}\" is not an IPv6 prefix such as 2001:db8::/64")]
+    Prefix6(String),
+    /// The address has bits set below the prefix length.
+    #[error("\"{0}\" has host bits set; the network is {1}")]
+    HostBits6(String, Ipv6Prefix),
 }
 
 impl FromStr for MacAddress {
@@ -129,6 +135,136 @@ impl fmt::Debug for Ipv4Prefix {
     }
 }
 
+/// An IPv6 network in CIDR form (RFC 4291 §2.3). Host bits are always zero.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Ipv6Prefix {
+    network: Ipv6Addr,
+    length: u8,
+}
+
+impl Ipv6Prefix {
+    /// The network of `length` bits (0…128) that `address` is in; host bits are cleared. `None` above 128.
+    #[must_use]
+    pub fn containing(address: Ipv6Addr, length: u8) -> Option<Self> {
+        (length <= 128).then(|| Self { network: Ipv6Addr::from_bits(address.to_bits() & mask6(length)), length })
+    }
+
+    /// The network's first address.
+    #[must_use]
+    pub const fn network(self) -> Ipv6Addr {
+        self.network
+    }
+
+    /// The number of leading bits that are fixed, 0…128.
+    #[must_use]
+    pub const fn length(self) -> u8 {
+        self.length
+    }
+
+    /// Whether `address` is in the network.
+    #[inline]
+    #[must_use]
+    pub const fn contains(self, address: Ipv6Addr) -> bool {
+        address.to_bits() & mask6(self.length) == self.network.to_bits()
+    }
+}
+
+/// The leading `length` (0…128) bits.
+#[inline]
+const fn mask6(length: u8) -> u128 {
+    match u128::MAX.checked_shl(128 - length as u32) {
+        Some(mask) => mask,
+        None => 0,
+    }
+}
+
+impl FromStr for Ipv6Prefix {
+    type Err = AddressError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let error = || AddressError::Prefix6(text.to_owned());
+        let (address, length) = text.split_once('/').ok_or_else(error)?;
+        let address: Ipv6Addr = address.parse().map_err(|_| error())?;
+        let length: u8 = length.parse().map_err(|_| error())?;
+        let prefix = Self::containing(address, length).ok_or_else(error)?;
+        if prefix.network == address { Ok(prefix) } else { Err(AddressError::HostBits6(text.to_owned(), prefix)) }
+    }
+}
+
+impl fmt::Display for Ipv6Prefix {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.network, self.length)
+    }
+}
+
+impl fmt::Debug for Ipv6Prefix {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+/// A network of either family in CIDR form.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum IpPrefix {
+    /// Of IPv4.
+    V4(Ipv4Prefix),
+    /// Of IPv6.
+    V6(Ipv6Prefix),
+}
+
+impl IpPrefix {
+    /// The network's first address.
+    #[must_use]
+    pub const fn network(self) -> IpAddr {
+        match self {
+            Self::V4(prefix) => IpAddr::V4(prefix.network()),
+            Self::V6(prefix) => IpAddr::V6(prefix.network()),
+        }
+    }
+
+    /// The number of leading bits that are fixed, 0…32 or 0…128.
+    #[must_use]
+    pub const fn length(self) -> u8 {
+        match self {
+            Self::V4(prefix) => prefix.length(),
+            Self::V6(prefix) => prefix.length(),
+        }
+    }
+
+    /// Whether `address` is in the network; never where it is of the other family.
+    #[must_use]
+    pub const fn contains(self, address: IpAddr) -> bool {
+        match (self, address) {
+            (Self::V4(prefix), IpAddr::V4(address)) => prefix.contains(address),
+            (Self::V6(prefix), IpAddr::V6(address)) => prefix.contains(address),
+            _ => false,
+        }
+    }
+}
+
+impl FromStr for IpPrefix {
+    type Err = AddressError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        if text.contains(':') { text.parse().map(Self::V6) } else { text.parse().map(Self::V4) }
+    }
+}
+
+impl fmt::Display for IpPrefix {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::V4(prefix) => fmt::Display::fmt(prefix, f),
+            Self::V6(prefix) => fmt::Display::fmt(prefix, f),
+        }
+    }
+}
+
+impl fmt::Debug for IpPrefix {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -143,6 +279,27 @@ mod tests {
     fn the_default_route_contains_everything() {
         let all: Ipv4Prefix = "0.0.0.0/0".parse().unwrap();
         assert!(all.contains(Ipv4Addr::BROADCAST));
+    }
+
+    #[test]
+    fn an_ipv6_prefix_contains_its_network_and_nothing_else() {
+        let prefix: Ipv6Prefix = "2001:db8:7::/48".parse().unwrap();
+        assert!(prefix.contains("2001:db8:7:ffff::1".parse().unwrap()));
+        assert!(!prefix.contains("2001:db8:8::1".parse().unwrap()));
+        let (all, one): (Ipv6Prefix, Ipv6Prefix) = ("::/0".parse().unwrap(), "2001:db8::1/128".parse().unwrap());
+        assert!(all.contains(Ipv6Addr::from_bits(u128::MAX)) && all.contains(Ipv6Addr::LOCALHOST));
+        assert!(one.contains(one.network()) && !one.contains("2001:db8::2".parse().unwrap()));
+        assert_eq!(prefix.to_string(), "2001:db8:7::/48");
+        let error = "2001:db8::7/64".parse::<Ipv6Prefix>().unwrap_err();
+        assert_eq!(error.to_string(), "\"2001:db8::7/64\" has host bits set; the network is 2001:db8::/64");
+        for text in ["2001:db8::/129", "10.0.0.0/8", "2001:db8::", "2001:db8::/"] {
+            assert_eq!(text.parse::<Ipv6Prefix>(), Err(AddressError::Prefix6(text.to_owned())));
+        }
+        for text in ["10.0.0.0/8", "2001:db8::/32"] {
+            let prefix: IpPrefix = text.parse().unwrap();
+            assert_eq!((prefix.to_string(), prefix.contains(prefix.network())), (text.to_owned(), true));
+            assert!(!prefix.contains(Ipv4Addr::from_octets([10, 0, 0, 1]).to_ipv6_mapped().into()));
+        }
     }
 
     #[test]

@@ -20,7 +20,7 @@ pub mod parse;
 pub mod plain6;
 pub mod tcp;
 
-pub use address::{Ipv4Prefix, MacAddress};
+pub use address::{IpPrefix, Ipv4Prefix, Ipv6Prefix, MacAddress};
 pub use fragment::{Fragment, FragmentError};
 pub use frame::{Frame, Offload, PortIndex, Segmentation};
 pub use key::{AttachmentIndex, Direction, Family, FlowKey};

@@ -1,7 +1,7 @@
 //! A gateway in memory: some workers, two consumers with the same addresses, one provider. Frames in, frames out, every
 //! output checked, and the books balanced after every frame.
 
-use std::net::{Ipv4Addr, SocketAddrV4};
+use std::net::{IpAddr, Ipv4Addr, SocketAddrV4};
 use std::sync::Arc;
 
 use etherparse::{PacketBuilder, SlicedPacket, TransportSlice};
@@ -130,8 +130,11 @@ pub(super) fn ends(bytes: &[u8]) -> (SocketAddrV4, SocketAddrV4) {
     (SocketAddrV4::new(address(26), port(34)), SocketAddrV4::new(address(30), port(36)))
 }
 
-pub(super) fn station(address: Ipv4Addr) -> MacAddress {
-    let [a, b, c, d] = address.octets();
+pub(super) fn station(address: impl Into<IpAddr>) -> MacAddress {
+    let [a, b, c, d] = match address.into() {
+        IpAddr::V4(address) => address.octets(),
+        IpAddr::V6(address) => (address.to_bits() as u32).to_be_bytes(),
+    };
     MacAddress([2, 1, a, b, c, d])
 }
 

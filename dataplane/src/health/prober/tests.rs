@@ -1,5 +1,6 @@
 use std::collections::HashSet;
 use std::fmt::Write as _;
+use std::net::Ipv4Addr;
 
 use postern_tables::{Declaration, compile};
 use smoltcp::iface::{Config, Interface, SocketHandle, SocketSet};
@@ -94,7 +95,7 @@ impl Host {
 /// A prober, targets, and a time that passes only when it is told to.
 struct Bed {
     prober: Prober,
-    hosts: HashMap<(VpcIndex, SocketAddrV4), Host>,
+    hosts: HashMap<(VpcIndex, SocketAddr), Host>,
     output: Output,
     now: Now,
     snapshot: Arc<Snapshot>,
@@ -102,7 +103,7 @@ struct Bed {
     usages: HashMap<(String, u8), Allowed>,
     views: HashMap<(String, u8), TargetView>,
     /// Largest number of packets in flight at one moment, and local ends seen.
-    locals: HashSet<SocketAddrV4>,
+    locals: HashSet<SocketAddr>,
 }
 
 const CHECK: &str =
@@ -174,7 +175,7 @@ impl Bed {
     fn host_in(&mut self, vpc: &str, last: u8, behaviour: Behaviour) {
         let at = self.snapshot.vpcs.iter().position(|known| *known.id == *vpc).unwrap();
         let address = Ipv4Addr::new(10, 9, 0, last);
-        let key = (VpcIndex(at as u32), SocketAddrV4::new(address, 80));
+        let key = (VpcIndex(at as u32), SocketAddr::new(address.into(), 80));
         self.hosts.entry(key).or_insert_with(|| Host::new(address, behaviour)).behaviour = behaviour;
     }
 
@@ -203,10 +204,10 @@ impl Bed {
             }
         }
         for (key, usage) in self.output.usages.drain(..) {
-            self.usages.insert((key.group.to_string(), key.address.octets()[3]), usage);
+            self.usages.insert((key.group.to_string(), last(key.address)), usage);
         }
         for (key, view) in self.output.views.drain(..) {
-            let name = (key.group.to_string(), key.address.octets()[3]);
+            let name = (key.group.to_string(), last(key.address));
             match view {
                 Some(view) => drop(self.views.insert(name, view)),
                 None => drop(self.views.remove(&name)),
@@ -225,6 +226,11 @@ impl Bed {
     fn reason(&self, last: u8) -> &str {
         &self.views[&("web".to_owned(), last)].reason
     }
+}
+
+fn last(address: IpAddr) -> u8 {
+    let IpAddr::V4(address) = address else { panic!("{address}") };
+    address.octets()[3]
 }
 
 use Behaviour::{Closed, Gone, Mute, Status};

@@ -1,16 +1,17 @@
 //! Ports, VPCs, attachments, routes, SNAT pools: what an address means where.
 
+use std::cmp::Reverse;
 use std::collections::{HashMap, HashSet};
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 
-use postern_wire::{AttachmentIndex, Ipv4Prefix, MacAddress, PortIndex};
+use postern_wire::{AttachmentIndex, Family, IpPrefix, MacAddress, PortIndex};
 
 use super::{Checker, Keys, Names, World, text};
 use crate::declaration::{self, Declaration, Mode};
 use crate::error::Problem;
-use crate::lookup::longest_match;
+use crate::lookup::{longest_match, longest_match6};
 use crate::resource::ResourceKind;
-use crate::snapshot::{Attachment, Port, ReturnPath, Route, SnatPool, VpcIndex};
+use crate::snapshot::{Attachment, Port, ReturnPath, Route, Route6, SnatPool, VpcIndex};
 
 pub(super) fn ports(checker: &mut Checker<'_>, ports: &[declaration::Port]) -> Vec<Port> {
     const ALLOWED: &str = "the name of an interface, 1 to 15 bytes without blanks, / and :";
@@ -43,6 +44,9 @@ pub(super) fn vpcs(checker: &mut Checker<'_>, vpcs: &[declaration::Vpc]) -> Vec<
     checker.unique(vpcs.iter().map(|vpc| vpc.id.as_str()), key);
     vpcs.iter().map(|vpc| vpc.id.clone()).collect()
 }
+
+/// The MTU that every link with IPv6 has at least (RFC 8200 §5), in bytes.
+pub(super) const LEAST_MTU: u16 = 1280;
 
 /// Largest number of attachments.
 const ATTACHMENTS: usize = 32_768;
@@ -77,16 +81,25 @@ pub(super) fn attachments(
             let first = format!("{} for {tag}", key(earlier, "port"));
             checker.error(key(at, "port"), &written.port, Problem::Duplicate(first));
         }
-        let mut prefixes = Vec::new();
+        let (mut prefixes, mut prefixes6) = (Vec::new(), Vec::new());
         for (position, prefix) in written.prefixes.iter().enumerate() {
             let key = || format!("{}.prefixes[{position}]", place(at));
             let Some(checked) = checker.prefix(&key, prefix) else { continue };
-            prefixes.push(checked);
+            match checked {
+                IpPrefix::V4(prefix) => prefixes.push(prefix),
+                IpPrefix::V6(prefix) => prefixes6.push(prefix),
+            }
             if let Some(vpc) = vpc
                 && let Some(earlier) = on_link.insert((vpc, checked), key())
             {
                 checker.error(key(), prefix, Problem::Duplicate(earlier));
             }
+        }
+        if !prefixes6.is_empty()
+            && let Some(mtu) = mtu.filter(|mtu| *mtu < LEAST_MTU)
+        {
+            let range = (i64::from(LEAST_MTU), 65_535);
+            checker.number(&|| key(at, "mtu"), mtu.into(), range, " bytes with IPv6 prefixes");
         }
         checked.push(Attachment {
             name: written.name.clone(),
@@ -99,10 +112,19 @@ pub(super) fn attachments(
                 declaration::ReturnPath::LastHop => ReturnPath::LastHop,
             },
             prefixes,
+            prefixes6,
             mac: written.mac.as_deref().and_then(|text| mac(checker, &|| key(at, "mac"), text)),
         });
     }
     checked
+}
+
+impl Attachment {
+    /// On-link prefixes of both families.
+    pub(crate) fn all_prefixes(&self) -> impl Iterator<Item = IpPrefix> + '_ {
+        let wide = self.prefixes6.iter().map(|prefix| IpPrefix::V6(*prefix));
+        self.prefixes.iter().map(|prefix| IpPrefix::V4(*prefix)).chain(wide)
+    }
 }
 
 fn mac(checker: &mut Checker<'_>, key: &dyn Fn() -> String, text: &str) -> Option<MacAddress> {
@@ -116,22 +138,51 @@ fn mac(checker: &mut Checker<'_>, key: &dyn Fn() -> String, text: &str) -> Optio
 }
 
 /// Declared and on-link routes with the declared index of their VPC, longest prefix first.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Routes {
+    pub(crate) v4: Vec<(usize, Route)>,
+    pub(crate) v6: Vec<(usize, Route6)>,
+}
+
+impl Routes {
+    /// Adds a route; one whose router is of the other family was reported, and is passed over.
+    fn add(&mut self, vpc: usize, destination: IpPrefix, attachment: AttachmentIndex, via: Option<IpAddr>) {
+        match (destination, via) {
+            (IpPrefix::V4(destination), None) => self.v4.push((vpc, Route { destination, attachment, via: None })),
+            (IpPrefix::V6(destination), None) => self.v6.push((vpc, Route6 { destination, attachment, via: None })),
+            (IpPrefix::V4(destination), Some(IpAddr::V4(via))) => {
+                self.v4.push((vpc, Route { destination, attachment, via: Some(via) }));
+            }
+            (IpPrefix::V6(destination), Some(IpAddr::V6(via))) => {
+                self.v6.push((vpc, Route6 { destination, attachment, via: Some(via) }));
+            }
+            _ => {}
+        }
+    }
+
+    fn sort(&mut self) {
+        self.v4.sort_by_key(|(vpc, route)| (*vpc, Reverse(route.destination.length()), route.destination));
+        self.v6.sort_by_key(|(vpc, route)| (*vpc, Reverse(route.destination.length()), route.destination));
+    }
+}
+
 pub(super) fn routes(
     checker: &mut Checker<'_>,
     declaration: &Declaration,
     attachments: &[Attachment],
-) -> Vec<(usize, Route)> {
+) -> Routes {
     let keys = checker.keys;
     let names = Names::of("attachment", declaration.attachments.iter().map(|attachment| &attachment.name));
-    let mut routes = Vec::new();
-    let mut taken: HashMap<(usize, Ipv4Prefix), String> = HashMap::new();
+    let mut routes = Routes::default();
+    let mut taken: HashMap<(usize, IpPrefix), String> = HashMap::new();
     for (at, attachment) in attachments.iter().enumerate() {
-        for (position, &destination) in attachment.prefixes.iter().enumerate() {
-            let route = Route { destination, attachment: AttachmentIndex(at as u16), via: None };
-            taken
-                .entry((attachment.vpc.at(), destination))
-                .or_insert_with(|| format!("{}.prefixes[{position}]", keys.place("attachment", at, &attachment.name)));
-            routes.push((attachment.vpc.at(), route));
+        let written = &declaration.attachments[at].prefixes;
+        for destination in attachment.all_prefixes() {
+            taken.entry((attachment.vpc.at(), destination)).or_insert_with(|| {
+                let position = written.iter().position(|text| text.parse() == Ok(destination)).unwrap_or(0);
+                format!("{}.prefixes[{position}]", keys.place("attachment", at, &attachment.name))
+            });
+            routes.add(attachment.vpc.at(), destination, AttachmentIndex(at as u16), None);
         }
     }
     for (at, written) in declaration.routes.iter().enumerate() {
@@ -145,32 +196,49 @@ pub(super) fn routes(
         };
         let attachment = checker.reference(|| key("attachment"), &written.attachment, &names);
         let destination = checker.prefix(&|| key("destination"), &written.destination);
-        let via = written.via.as_deref().map(|text| (text, checker.address(&|| key("via"), text)));
+        let via = written.via.as_deref().map(|text| (text, checker.router(&|| key("via"), text)));
         let (Some(index), Some(destination)) = (attachment, destination) else { continue };
         let attachment = &attachments[index];
         if let Some((text, Some(via))) = via {
-            router(checker, &|| key("via"), text, via, attachment);
+            router(checker, &|| key("via"), text, via, attachment, destination);
         }
         let vpc = attachment.vpc.at();
         if let Some(earlier) = taken.insert((vpc, destination), key("destination")) {
             checker.error(key("destination"), &written.destination, Problem::Duplicate(earlier));
         }
         let via = via.and_then(|(_, via)| via);
-        routes.push((vpc, Route { destination, attachment: AttachmentIndex(index as u16), via }));
+        routes.add(vpc, destination, AttachmentIndex(index as u16), via);
     }
-    routes.sort_by_key(|(vpc, route)| (*vpc, std::cmp::Reverse(route.destination.length()), route.destination));
+    routes.sort();
     routes
 }
 
-fn router(checker: &mut Checker<'_>, key: &dyn Fn() -> String, text: &str, via: Ipv4Addr, attachment: &Attachment) {
-    match attachment.prefixes.iter().find(|prefix| prefix.contains(via)) {
+fn router(
+    checker: &mut Checker<'_>,
+    key: &dyn Fn() -> String,
+    text: &str,
+    via: IpAddr,
+    attachment: &Attachment,
+    destination: IpPrefix,
+) {
+    let (router, destination) = (Family::of(via), Family::of(destination.network()));
+    if router != destination {
+        checker.error(key(), text, Problem::RouterFamily { router, destination });
+        return;
+    }
+    // Link-local addresses are on every link.
+    if matches!(via, IpAddr::V6(via) if via.is_unicast_link_local()) {
+        return;
+    }
+    match attachment.all_prefixes().find(|prefix| prefix.contains(via)) {
         Some(prefix) => {
-            if let Some(end) = text::network_end(*prefix, via) {
-                checker.error(key(), text, Problem::network_end(end, via, *prefix));
+            // A packet to the routers' anycast address reaches a router.
+            if let Some(end) = text::network_end(prefix, via).filter(|_| router == Family::V4) {
+                checker.error(key(), text, Problem::network_end(end, via, prefix));
             }
         }
         None => {
-            let list = attachment.prefixes.iter().map(ToString::to_string).collect::<Vec<_>>();
+            let list = attachment.all_prefixes().map(|prefix| prefix.to_string()).collect::<Vec<_>>();
             let prefixes = if list.is_empty() { "it has none".to_owned() } else { list.join(", ") };
             let problem = Problem::RouterNotOnLink { attachment: attachment.name.clone(), prefixes };
             checker.error(key(), text, problem);
@@ -183,11 +251,12 @@ fn router(checker: &mut Checker<'_>, key: &dyn Fn() -> String, text: &str, via: 
 pub(crate) struct Facts {
     pub(crate) vpcs: Vec<String>,
     /// On-link prefixes by VPC.
-    on_link: Vec<Vec<Ipv4Prefix>>,
+    on_link: Vec<Vec<IpPrefix>>,
     routes: Vec<Vec<Route>>,
+    routes6: Vec<Vec<Route6>>,
     /// Whether no route was left out because of an error, so that an address without a route is one.
     all_routes: bool,
-    routers: HashSet<(usize, Ipv4Addr)>,
+    routers: HashSet<(usize, IpAddr)>,
     attached: Vec<bool>,
 }
 
@@ -195,13 +264,14 @@ impl Facts {
     pub(super) fn new(
         vpcs: &[String],
         attachments: &[Attachment],
-        routes: &[(usize, Route)],
+        routes: &Routes,
         all_routes: bool,
     ) -> Self {
         let mut facts = Self {
             vpcs: vpcs.to_vec(),
             on_link: vec![Vec::new(); vpcs.len()],
             routes: vec![Vec::new(); vpcs.len()],
+            routes6: vec![Vec::new(); vpcs.len()],
             all_routes,
             routers: HashSet::new(),
             attached: vec![false; vpcs.len()],
@@ -210,13 +280,19 @@ impl Facts {
             // An attachment whose VPC is unknown was reported, and stands at 0, where there may be none.
             if let Some(attached) = facts.attached.get_mut(attachment.vpc.at()) {
                 *attached = true;
-                facts.on_link[attachment.vpc.at()].extend(&attachment.prefixes);
+                facts.on_link[attachment.vpc.at()].extend(attachment.all_prefixes());
             }
         }
-        for (vpc, route) in routes {
+        for (vpc, route) in &routes.v4 {
             if let Some(routes) = facts.routes.get_mut(*vpc) {
                 routes.push(*route);
-                facts.routers.extend(route.via.map(|via| (*vpc, via)));
+                facts.routers.extend(route.via.map(|via| (*vpc, via.into())));
+            }
+        }
+        for (vpc, route) in &routes.v6 {
+            if let Some(routes) = facts.routes6.get_mut(*vpc) {
+                routes.push(*route);
+                facts.routers.extend(route.via.map(|via| (*vpc, via.into())));
             }
         }
         facts
@@ -230,13 +306,17 @@ impl Facts {
         self.attached[vpc]
     }
 
-    pub(super) fn has_route(&self, vpc: usize, address: Ipv4Addr) -> bool {
-        !self.all_routes || longest_match(&self.routes[vpc], address).is_some()
+    pub(super) fn has_route(&self, vpc: usize, address: IpAddr) -> bool {
+        !self.all_routes
+            || match address {
+                IpAddr::V4(address) => longest_match(&self.routes[vpc], address).is_some(),
+                IpAddr::V6(address) => longest_match6(&self.routes6[vpc], address).is_some(),
+            }
     }
 
     /// Whether an address is an end of an on-link prefix of the VPC: the error for it.
-    pub(super) fn network_end(&self, vpc: usize, address: Ipv4Addr) -> Option<Problem> {
-        let ends = |prefix: &Ipv4Prefix| text::network_end(*prefix, address).map(|what| (what, *prefix));
+    pub(super) fn network_end(&self, vpc: usize, address: IpAddr) -> Option<Problem> {
+        let ends = |prefix: &IpPrefix| text::network_end(*prefix, address).map(|what| (what, *prefix));
         let (what, prefix) = self.on_link[vpc].iter().find_map(ends)?;
         Some(Problem::network_end(what, address, prefix))
     }
@@ -249,7 +329,7 @@ pub(crate) struct Network<'a> {
     keys: Keys,
     world: Option<&'a World<'a>>,
     /// Endpoint and SNAT addresses of `declaration`.
-    local: HashMap<(usize, Ipv4Addr), LocalKey>,
+    local: HashMap<(usize, IpAddr), LocalKey>,
 }
 
 /// Where a local address stands in the file, without a text for each of 100,000.
@@ -280,7 +360,7 @@ impl<'a> Network<'a> {
     }
 
     /// The key of what has an address.
-    pub(super) fn local_key(&self, vpc: usize, address: Ipv4Addr) -> Option<String> {
+    pub(super) fn local_key(&self, vpc: usize, address: IpAddr) -> Option<String> {
         match self.local.get(&(vpc, address)) {
             Some(key) => Some(self.text(*key)),
             None => self.world?.holder(vpc, address),
@@ -288,7 +368,7 @@ impl<'a> Network<'a> {
     }
 
     /// Takes an address for Postern, or says why it cannot have it.
-    pub(super) fn claim(&mut self, checker: &mut Checker<'_>, vpc: usize, key: LocalKey, address: Ipv4Addr) {
+    pub(super) fn claim(&mut self, checker: &mut Checker<'_>, vpc: usize, key: LocalKey, address: IpAddr) {
         let facts = self.facts;
         if let Some(problem) = facts.network_end(vpc, address) {
             checker.error(self.text(key), &address.to_string(), problem);
@@ -324,11 +404,14 @@ pub(super) fn pools(
         {
             checker.error(key(at, "vpc"), &written.vpc, Problem::NoAttachment);
         }
-        let mut addresses = Vec::new();
+        let (mut addresses, mut addresses6) = (Vec::new(), Vec::new());
         for (position, text) in written.addresses.iter().enumerate() {
             let place = LocalKey { kind: ResourceKind::SnatPool, at, position };
             let Some(address) = checker.address(&|| network.text(place), text) else { continue };
-            addresses.push(address);
+            match address {
+                IpAddr::V4(address) => addresses.push(address),
+                IpAddr::V6(address) => addresses6.push(address),
+            }
             if let Some(vpc) = vpc {
                 network.claim(checker, vpc, place, address);
             }
@@ -344,6 +427,7 @@ pub(super) fn pools(
             name: written.name.clone(),
             vpc: VpcIndex(vpc.unwrap_or(0) as u32),
             addresses,
+            addresses6,
             ports: range,
             rest_seconds: checker.number(&|| key(at, "rest_seconds"), rest, (0, 240), " seconds") as u16,
         });

@@ -1,12 +1,14 @@
 //! Target groups, load balancers, services and endpoints.
 
 use std::collections::{BTreeSet, HashMap};
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use postern_selection::MaglevTable;
+use postern_wire::Family;
 
 use super::health;
-use super::network::{Facts, LocalKey, Network};
+use super::network::{Facts, LEAST_MTU, LocalKey, Network};
 use super::{CheckedBalancer, CheckedEndpoint, CheckedGroup, CheckedListener, CheckedService, Checker, Names, World};
 use crate::declaration::{self, Declaration, Protocol};
 use crate::error::Problem;
@@ -83,7 +85,7 @@ fn targets(
     written: &declaration::TargetGroup,
     vpc: Option<usize>,
     facts: &Facts,
-) -> Vec<(std::net::Ipv4Addr, u16, u16)> {
+) -> Vec<(IpAddr, u16, u16)> {
     let key = |at: usize, field: &str| format!("{}.target[{at}].{field}", group());
     let mut first = HashMap::new();
     let mut checked = Vec::new();
@@ -98,6 +100,11 @@ fn targets(
                 let problem = Problem::NoRoute(facts.vpc_id(vpc).to_owned());
                 checker.error(key(at, "address"), &target.address, problem);
             }
+        }
+        let (family, of_first) = (Family::of(address), checked.first().map(|first: &(IpAddr, u16, u16)| first.0));
+        if let Some(first) = of_first.map(Family::of).filter(|first| *first != family) {
+            checker.error(key(at, "address"), &target.address, Problem::OtherFamily { family, first });
+            continue;
         }
         match first.get(&(address, port)) {
             None => {
@@ -198,15 +205,13 @@ fn check_listener(
         checker.error(key("target_groups"), "", Problem::Missing("at least one { name = \"…\", weight = … }"));
     }
     let mut shares = Vec::new();
-    let mut total = 0;
     for (at, group) in written.target_groups.iter().enumerate() {
         let key = |field: &str| format!("{prefix}.target_groups[{at}].{field}");
         let weight = checker.number(&|| key("weight"), group.weight.unwrap_or(1), (0, WEIGHT), "") as u32;
         let world = world.map(|world| (world, ResourceKind::TargetGroup));
         checker.refers(|| key("name"), &group.name, groups, world);
         if weight > 0 {
-            total += weight;
-            shares.push((total, group.name.clone()));
+            shares.push((weight, group.name.clone()));
         }
     }
     checker.unique(written.target_groups.iter().map(|group| group.name.as_str()), |at| {
@@ -312,6 +317,12 @@ pub(super) fn endpoints(
                 network.claim(checker, vpc, place, address);
             }
             addresses.push(address);
+        }
+        if addresses.iter().any(IpAddr::is_ipv6)
+            && let Some(mtu) = mtu.filter(|mtu| *mtu < LEAST_MTU)
+        {
+            let range = (i64::from(LEAST_MTU), 65_535);
+            checker.number(&|| key(at, "mtu"), mtu.into(), range, " bytes with an IPv6 address");
         }
         checked.push(CheckedEndpoint {
             id: written.id.clone(),

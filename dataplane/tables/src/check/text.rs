@@ -1,16 +1,48 @@
 //! Forms of identifiers, names and addresses.
 
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::ops::RangeInclusive;
 
-use postern_wire::Ipv4Prefix;
+use postern_wire::IpPrefix;
 
 use super::Checker;
 use crate::error::Problem;
 
-/// Why no host can have an address; `None` if one can.
+/// Why no host can have an address, or none but on its own link; `None` if one can.
 #[must_use]
-pub fn why_not_unicast(address: Ipv4Addr) -> Option<&'static str> {
+pub fn why_not_unicast(address: IpAddr) -> Option<&'static str> {
+    match address {
+        IpAddr::V6(address) if address.is_unicast_link_local() => Some("a link-local address"),
+        address => why_not_router(address),
+    }
+}
+
+/// Why no host can have an address on its link; `None` if one can.
+#[must_use]
+pub fn why_not_router(address: IpAddr) -> Option<&'static str> {
+    match address {
+        IpAddr::V4(address) => why_not_unicast4(address),
+        IpAddr::V6(address) => why_not_unicast6(address),
+    }
+}
+
+fn why_not_unicast6(address: Ipv6Addr) -> Option<&'static str> {
+    if address.is_unspecified() {
+        Some("the unspecified address")
+    } else if address.is_loopback() {
+        Some("a loopback address")
+    } else if address.is_multicast() {
+        Some("a multicast address")
+    } else if address.to_ipv4_mapped().is_some() {
+        Some("an IPv4-mapped address, which is an IPv4 address in another form")
+    } else if address.segments()[..6] == [0; 6] {
+        Some("in ::/96, which is not in use")
+    } else {
+        None
+    }
+}
+
+fn why_not_unicast4(address: Ipv4Addr) -> Option<&'static str> {
     match address.octets()[0] {
         0 => Some("in 0.0.0.0/8, \"this network\""),
         127 => Some("a loopback address"),
@@ -20,16 +52,22 @@ pub fn why_not_unicast(address: Ipv4Addr) -> Option<&'static str> {
     }
 }
 
-/// Whether an address is the network or broadcast address of an on-link prefix; in /31 and /32 there are none.
+/// Whether an address is the network or broadcast address of an on-link prefix, of which there are none in /31 and /32; or,
+/// of IPv6, the anycast address of its routers (RFC 4291 §2.6.1), which there is not in /127 and /128 (RFC 6164).
 #[must_use]
-pub fn network_end(prefix: Ipv4Prefix, address: Ipv4Addr) -> Option<&'static str> {
-    if prefix.length() > 30 || !prefix.contains(address) {
-        return None;
-    }
-    let host_bits = u32::MAX >> prefix.length();
-    match address.to_bits() & host_bits {
-        0 => Some("network"),
-        bits if bits == host_bits => Some("broadcast"),
+pub fn network_end(prefix: IpPrefix, address: IpAddr) -> Option<&'static str> {
+    match (prefix, address) {
+        (IpPrefix::V4(prefix), IpAddr::V4(address)) if prefix.length() <= 30 && prefix.contains(address) => {
+            let host_bits = u32::MAX >> prefix.length();
+            match address.to_bits() & host_bits {
+                0 => Some("network"),
+                bits if bits == host_bits => Some("broadcast"),
+                _ => None,
+            }
+        }
+        (IpPrefix::V6(prefix), IpAddr::V6(address)) if prefix.length() <= 126 && address == prefix.network() => {
+            Some("routers' anycast")
+        }
         _ => None,
     }
 }

@@ -1,13 +1,15 @@
 //! What is declared already, for the checks of what changes.
 
 use std::collections::HashSet;
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
+
+use postern_wire::Family;
 
 use super::Keys;
 use crate::declaration;
 use crate::place::{Base, Placed};
 use crate::resource::ResourceKind;
-use crate::snapshot::{LocalAddress, Snapshot, VpcIndex};
+use crate::snapshot::{Endpoint, EndpointIndex, LocalAddress, Snapshot, VpcIndex};
 use crate::tables::Declared;
 
 /// What is declared and stays as it is.
@@ -35,8 +37,8 @@ impl<'a> World<'a> {
     }
 
     /// The key of what has an address in a VPC (declared index).
-    pub(super) fn holder(&self, vpc: usize, address: Ipv4Addr) -> Option<String> {
-        let (place, position) = match *self.snapshot.local.get(&(self.base.vpc(vpc), address))? {
+    pub(super) fn holder(&self, vpc: usize, address: IpAddr) -> Option<String> {
+        let (place, position) = match self.snapshot.local_in(self.base.vpc(vpc), address)? {
             LocalAddress::Endpoint(index) => {
                 let id = &*self.snapshot.endpoint(index)?.id;
                 if self.touched.contains(&(ResourceKind::Endpoint, id)) {
@@ -47,7 +49,10 @@ impl<'a> World<'a> {
             }
             LocalAddress::Snat(pool) => {
                 let pool = self.snapshot.pools.get(pool.at())?;
-                let position = pool.addresses.iter().position(|of_it| *of_it == address);
+                let position = match self.declared.pool(&pool.name) {
+                    Some(pool) => pool.addresses.iter().position(|of_it| of_it.parse() == Ok(address)),
+                    None => None,
+                };
                 (Keys::Names.place("snat_pool", 0, &pool.name), position)
             }
         };
@@ -55,7 +60,7 @@ impl<'a> World<'a> {
     }
 
     /// Groups with a target of this address.
-    pub(super) fn groups_with_target(&self, vpc: &str, address: Ipv4Addr) -> Vec<&'a str> {
+    pub(super) fn groups_with_target(&self, vpc: &str, address: IpAddr) -> Vec<&'a str> {
         let index = self.base.vpc_index.get(vpc).map_or(VpcIndex(u32::MAX), |vpc| self.base.vpc(*vpc));
         if !self.placed.has_target(index, address) {
             return Vec::new();
@@ -66,6 +71,58 @@ impl<'a> World<'a> {
         let untouched =
             |group: &&'a declaration::TargetGroup| !self.touched.contains(&(ResourceKind::TargetGroup, &*group.name));
         self.declared.groups.values().filter(has).filter(untouched).map(|group| group.name.as_str()).collect()
+    }
+
+    /// That of a group's targets; IPv4 where there is none.
+    pub(super) fn family(&self, group: &str) -> Family {
+        self.family_before(group).unwrap_or_default()
+    }
+
+    /// That of a group's targets before the change.
+    pub(super) fn family_before(&self, group: &str) -> Option<Family> {
+        self.placed.group(group).map(|index| self.snapshot.target_groups[index.at()].family)
+    }
+
+    /// Ids of the services.
+    pub(super) fn services(&self) -> impl Iterator<Item = &'a str> {
+        self.names(ResourceKind::Service)
+    }
+
+    /// Names of a service's load balancers.
+    pub(super) fn balancers_of(&self, service: &str) -> &'a [String] {
+        if self.has(ResourceKind::Service, service) { self.declared.balancers_of(service) } else { &[] }
+    }
+
+    /// Names of the groups with a weight, of each listener of a load balancer.
+    pub(super) fn groups_of_listeners(&self, load_balancer: &str) -> Vec<Vec<&'a str>> {
+        if !self.has(ResourceKind::LoadBalancer, load_balancer) {
+            return Vec::new();
+        }
+        let listeners = self.declared.listeners_of(load_balancer).iter();
+        let groups = listeners.map(|listener| {
+            let groups = listener.target_groups.iter().filter(|group| group.weight != Some(0));
+            groups.map(|group| group.name.as_str()).collect()
+        });
+        groups.collect()
+    }
+
+    /// Endpoint addresses.
+    pub(super) fn endpoints(&self) -> impl Iterator<Item = &'a Endpoint> {
+        let untouched = |endpoint: &&'a Endpoint| !self.touched.contains(&(ResourceKind::Endpoint, &*endpoint.id));
+        self.snapshot.endpoints.iter().flatten().filter(untouched)
+    }
+
+    /// The id of the service that an endpoint stands for.
+    pub(super) fn service_id(&self, endpoint: &Endpoint) -> &'a str {
+        &self.snapshot.services[endpoint.service.at()].id
+    }
+
+    /// Which of its endpoint's addresses it is.
+    pub(super) fn position_of(&self, endpoint: &Endpoint) -> usize {
+        let is_it = |index: &EndpointIndex| {
+            self.snapshot.endpoint(*index).is_some_and(|other| other.address == endpoint.address)
+        };
+        self.placed.endpoints(&endpoint.id).iter().position(is_it).unwrap_or(0)
     }
 
     /// A group and its VPC (declared index).
