@@ -432,11 +432,9 @@ impl Neighbours {
             IpAddr::V4(address) => Some(*address),
             IpAddr::V6(_) => None,
         };
-        let near = attachment
-            .prefixes
-            .iter()
-            .filter(|prefix| prefix.contains(address))
-            .find_map(|prefix| held.range(IpAddr::V4(prefix.network())..).find_map(narrow).filter(|it| prefix.contains(*it)));
+        let near = attachment.prefixes.iter().filter(|prefix| prefix.contains(address)).find_map(|prefix| {
+            held.range(IpAddr::V4(prefix.network())..).find_map(narrow).filter(|it| prefix.contains(*it))
+        });
         // IPv4 addresses stand before those of IPv6.
         near.or_else(|| held.first().and_then(narrow)).unwrap_or(Ipv4Addr::UNSPECIFIED)
     }

@@ -173,7 +173,7 @@ pub(crate) fn forwarder(shared: &Shared, worker: usize) -> Forwarder<'static> {
 /// Tells a worker both neighbours.
 pub(crate) fn introduce(shared: &Shared, worker: usize) {
     for (attachment, address, mac) in [(0, CLIENT, CLIENT_MAC), (1, *TARGET.ip(), TARGET_MAC)] {
-        let event = NeighbourEvent { attachment: AttachmentIndex(attachment), address, mac: Some(mac) };
+        let event = NeighbourEvent { attachment: AttachmentIndex(attachment), address: address.into(), mac: Some(mac) };
         shared.links[worker].events.push(event).unwrap();
     }
 }

@@ -115,7 +115,7 @@ mod tests {
     use super::*;
 
     fn key(port: u16) -> TargetKey {
-        TargetKey { group: "web".to_owned(), address: IpAddr::new(10, 9, 0, 1), port }
+        TargetKey { group: "web".to_owned(), address: IpAddr::from([10, 9, 0, 1]), port }
     }
 
     fn view(health: TargetHealth) -> TargetView {

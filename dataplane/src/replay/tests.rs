@@ -37,7 +37,7 @@ fn a_capture_is_translated_offline_and_twice_the_same_with_the_times_of_its_fram
     assert_eq!(out.iter().map(|frame| frame.time).collect::<Vec<_>>(), [time(0), time(200_000)]);
     let (snat, target) = addresses(&out[0].bytes);
     assert_eq!((*snat.ip(), target), (Ipv4Addr::new(10, 0, 0, 200), TARGET));
-    assert_eq!(out[0].bytes[..6], made_up(PROVIDER as u16, *TARGET.ip()).0);
+    assert_eq!(out[0].bytes[..6], made_up(PROVIDER as u16, (*TARGET.ip()).into()).0);
     assert_eq!(std::fs::read(&outputs[0]).unwrap(), std::fs::read(&outputs[1]).unwrap());
     for path in [&input, &outputs[0], &outputs[1]] {
         std::fs::remove_file(path).unwrap();

@@ -29,7 +29,10 @@ fn a_datagram_waits_for_its_target_and_leaves_translated_and_the_reply_comes_bac
     let link = &shared.links[0];
     wire_c.send(&datagram(CONSUMER, client(5000), SERVICE, b"question"));
     worker.step(at(1000));
-    assert_eq!(link.requests.pop(), Some(NeighbourRequest { attachment: AttachmentIndex(1), address: *TARGET.ip() }));
+    assert_eq!(
+        link.requests.pop(),
+        Some(NeighbourRequest { attachment: AttachmentIndex(1), address: (*TARGET.ip()).into() })
+    );
     assert!(wire_p.received().is_empty());
     assert_eq!((link.counters.held.get(), link.counters.imbalance()), (1, 0));
 

@@ -9,7 +9,9 @@ use postern_wire::AttachmentIndex;
 use crate::check::Checked;
 use crate::lookup::AttachmentLookup;
 use crate::place::{Base, Placed, Placing};
-use crate::snapshot::{Attachment, Generation, LocalAddress, PoolIndex, Route, Route6, Snapshot, SnatPool, Vpc, VpcIndex};
+use crate::snapshot::{
+    Attachment, Generation, LocalAddress, PoolIndex, Route, Route6, Snapshot, SnatPool, Vpc, VpcIndex,
+};
 use crate::usable::Health;
 
 /// Compiles the tables; `previous` is the snapshot that they replace.

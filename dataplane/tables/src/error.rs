@@ -130,7 +130,9 @@ pub enum Problem {
         what: String,
     },
     /// Targets of both families in one group.
-    #[error("is an {family} address, but the group's first target has an {first} one; all of a group are of one family")]
+    #[error(
+        "is an {family} address, but the group's first target has an {first} one; all of a group are of one family"
+    )]
     OtherFamily {
         /// Its family.
         family: Family,

@@ -82,7 +82,7 @@ fn meaning(snapshot: &Snapshot) -> BTreeSet<String> {
         facts.insert(match local {
             LocalAddress::Endpoint(index) => {
                 let endpoint = snapshot.endpoint(*index).unwrap();
-                assert_eq!((endpoint.vpc, endpoint.address), (*of, *address));
+                assert_eq!((endpoint.vpc, endpoint.address), (*of, (*address).into()));
                 let policy = snapshot.policies[index.at()];
                 assert_eq!((policy.epoch, policy.mtu), (endpoint.policy_epoch, endpoint.mtu));
                 let service = &snapshot.services[endpoint.service.at()].id;

@@ -292,7 +292,7 @@ fn ports_and_attachments_are_checked() {
         (
             "[\"10.0.0.0/24\"]",
             "[\"10.0.0.0\"]",
-            r#"attachment[0].prefixes[0] = "10.0.0.0": is not an IPv4 prefix such as 10.0.0.0/24"#,
+            r#"attachment[0].prefixes[0] = "10.0.0.0": is not an IP prefix such as 10.0.0.0/24 or 2001:db8::/64"#,
         ),
         (
             "[\"10.0.0.0/24\"]",
@@ -318,12 +318,12 @@ fn routes_are_checked() {
         (
             "destination = \"0.0.0.0/0\"",
             "destination = \"default\"",
-            r#"route[0].destination = "default": is not an IPv4 prefix such as 10.0.0.0/24"#,
+            r#"route[0].destination = "default": is not an IP prefix such as 10.0.0.0/24 or 2001:db8::/64"#,
         ),
         (
             "destination = \"0.0.0.0/0\"\n",
             "",
-            r#"route[0].destination = "": is required; allowed is an IPv4 prefix such as 10.0.0.0/24"#,
+            r#"route[0].destination = "": is required; allowed is an IP prefix such as 10.0.0.0/24 or 2001:db8::/64"#,
         ),
         (
             "via = \"192.168.0.1\"",
@@ -343,7 +343,7 @@ fn routes_are_checked() {
         (
             "via = \"192.168.0.1\"",
             "via = \"router\"",
-            r#"route[0].via = "router": is not an IPv4 address such as 10.0.0.10"#,
+            r#"route[0].via = "router": is not an IP address such as 10.0.0.10 or 2001:db8::10"#,
         ),
         (
             "destination = \"0.0.0.0/0\"",
@@ -421,7 +421,7 @@ fn pools_groups_and_targets_are_checked() {
         (
             "address = \"192.168.0.12\"",
             "",
-            r#"target_group[0].target[0].address = "": is required; allowed is an IPv4 address such as 10.0.0.10"#,
+            r#"target_group[0].target[0].address = "": is required; allowed is an IP address such as 10.0.0.10 or 2001:db8::10"#,
         ),
         (
             "address = \"192.168.0.12\"",
@@ -592,7 +592,7 @@ fn listeners_services_and_endpoints_are_checked() {
         (
             "addresses = [\"10.0.0.10\"]",
             "addresses = [\"10.0.0.256\"]",
-            r#"endpoint[0].addresses[0] = "10.0.0.256": is not an IPv4 address such as 10.0.0.10"#,
+            r#"endpoint[0].addresses[0] = "10.0.0.256": is not an IP address such as 10.0.0.10 or 2001:db8::10"#,
         ),
         (
             "addresses = [\"10.0.0.10\"]",

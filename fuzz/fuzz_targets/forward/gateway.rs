@@ -114,7 +114,11 @@ impl<'m> Gateway<'m> {
             13 => {
                 for request in std::mem::take(&mut self.requests) {
                     let NeighbourRequest { attachment, address } = request;
-                    let mut mac = station(address.octets());
+                    let octets = match address {
+                        std::net::IpAddr::V4(address) => address.octets(),
+                        std::net::IpAddr::V6(address) => (address.to_bits() as u32).to_be_bytes(),
+                    };
+                    let mut mac = station(octets);
                     mac[0] |= step >> 5 << 2;
                     let mac = (step & 16 == 0).then_some(MacAddress(mac));
                     self.tell(NeighbourEvent { attachment, address, mac });

@@ -363,7 +363,7 @@ fn flows_of_an_unhealthy_target_end_with_a_rst_and_those_of_others_and_of_target
     let queries: Vec<_> = (0..60).map(|at| asked(&mut bed, at)).collect();
     bed.apply(tables.update(Change::full(&with(&[12, 13]))).unwrap());
     let unhealthy = Ipv4Addr::new(10, 9, 0, 12);
-    bed.apply(tables.set_health(&[("web".to_owned(), unhealthy, 8080, Usable::CutFlows)]).unwrap());
+    bed.apply(tables.set_health(&[("web".to_owned(), unhealthy.into(), 8080, Usable::CutFlows)]).unwrap());
     let mut seen = std::collections::BTreeMap::new();
     for (client, (snat, target)) in flows {
         *seen.entry(target.ip().octets()[3]).or_insert(0) += 1;

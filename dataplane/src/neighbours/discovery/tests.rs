@@ -112,7 +112,11 @@ fn an_ipv6_address_that_postern_holds_is_answered_on_its_own_vpc_only() {
 fn who_wants_to_take_an_ipv6_address_that_postern_holds_is_told_with_all_others_that_it_is_taken() {
     let (mut neighbours, mut output) = (quiet(), Output::default());
     let probe = solicitation((STRANGER, Ipv6Addr::UNSPECIFIED), SNAT);
-    neighbours.receive(&received(0, NO_VLAN, STRANGER, multicast_mac(probe.destination), &probe), at(5000), &mut output);
+    neighbours.receive(
+        &received(0, NO_VLAN, STRANGER, multicast_mac(probe.destination), &probe),
+        at(5000),
+        &mut output,
+    );
     let answer = output.frames.pop().unwrap().parse_discovery().unwrap();
     assert_eq!((answer.destination, answer.packet.destination), (multicast_mac(ALL_NODES), ALL_NODES));
     assert_eq!((answer.packet.kind, answer.packet.target, answer.packet.mac), (UNASKED, SNAT, Some(OWN)));

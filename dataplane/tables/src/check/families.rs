@@ -94,8 +94,9 @@ impl Families<'_> {
     /// Services that lead to IPv6 targets only, if that can be new: a group changes to IPv6, or a load balancer or a service is
     /// declared anew.
     fn turned_wide(&self, world: &World<'_>) -> HashSet<String> {
-        let turned =
-            |group: &&CheckedGroup| group.family() == Family::V6 && world.family_before(&group.name) != Some(Family::V6);
+        let turned = |group: &&CheckedGroup| {
+            group.family() == Family::V6 && world.family_before(&group.name) != Some(Family::V6)
+        };
         let is_new = self.groups.values().any(|group| turned(group))
             || self.balancers.keys().any(|balancer| self.listeners_are_wide(balancer).contains(&true))
             || self.services.keys().any(|service| self.is_wide_only(service));

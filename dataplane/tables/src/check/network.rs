@@ -166,11 +166,7 @@ impl Routes {
     }
 }
 
-pub(super) fn routes(
-    checker: &mut Checker<'_>,
-    declaration: &Declaration,
-    attachments: &[Attachment],
-) -> Routes {
+pub(super) fn routes(checker: &mut Checker<'_>, declaration: &Declaration, attachments: &[Attachment]) -> Routes {
     let keys = checker.keys;
     let names = Names::of("attachment", declaration.attachments.iter().map(|attachment| &attachment.name));
     let mut routes = Routes::default();
@@ -261,12 +257,7 @@ pub(crate) struct Facts {
 }
 
 impl Facts {
-    pub(super) fn new(
-        vpcs: &[String],
-        attachments: &[Attachment],
-        routes: &Routes,
-        all_routes: bool,
-    ) -> Self {
+    pub(super) fn new(vpcs: &[String], attachments: &[Attachment], routes: &Routes, all_routes: bool) -> Self {
         let mut facts = Self {
             vpcs: vpcs.to_vec(),
             on_link: vec![Vec::new(); vpcs.len()],
