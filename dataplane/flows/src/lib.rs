@@ -14,6 +14,6 @@ pub mod wheel;
 pub mod wide;
 
 pub use record::{FlowRecord, NONE};
-pub use table::{FlowTable, Found, InsertError, RegionError};
+pub use table::{AddressWords, FlowTable, Found, InsertError, RegionError};
 pub use tcp::State;
 pub use wide::WideAddresses;

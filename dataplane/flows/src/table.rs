@@ -206,21 +206,18 @@ impl<'m> FlowTable<'m> {
         fold_multiply(once ^ self.secret[2], self.secret[3])
     }
 
-    /// The address word of an IPv6 address: what stands for it in a key.
+    /// What makes the address words of this table's keys.
     #[inline(always)]
     #[must_use]
-    pub const fn word(&self, address: &[u8; 16]) -> u32 {
-        let address = u128::from_le_bytes(*address);
-        let once = fold_multiply(address as u64 ^ self.secret[2], (address >> 64) as u64 ^ self.secret[3]);
-        (once ^ (once >> 32)) as u32
+    pub const fn address_words(&self) -> AddressWords {
+        AddressWords([self.secret[2], self.secret[3]])
     }
 
     /// The address words of source and destination.
     #[inline(always)]
     #[must_use]
     pub const fn words(&self, addresses: &AddressPair) -> [u32; 2] {
-        let (source, destination) = octets(addresses);
-        [self.word(source), self.word(destination)]
+        self.address_words().of(addresses)
     }
 
     /// Where the look-up of a hash begins.
@@ -526,6 +523,29 @@ impl<'m> FlowTable<'m> {
     pub const fn used_from(&self, index: u32) -> Option<u32> {
         let index = if index >= self.header.fresh && index < self.header.narrow { self.header.narrow } else { index };
         if index < self.header.wide_fresh { Some(index) } else { None }
+    }
+}
+
+/// Makes address words: what stands for IPv6 addresses in the keys of one table.
+#[derive(Clone, Copy, Debug)]
+pub struct AddressWords([u64; 2]);
+
+impl AddressWords {
+    /// The word of an address: a folded 64 × 64-bit multiplication with 128 bits of secret.
+    #[inline(always)]
+    #[must_use]
+    pub const fn word(&self, address: &[u8; 16]) -> u32 {
+        let address = u128::from_le_bytes(*address);
+        let once = fold_multiply(address as u64 ^ self.0[0], (address >> 64) as u64 ^ self.0[1]);
+        (once ^ (once >> 32)) as u32
+    }
+
+    /// The words of source and destination.
+    #[inline(always)]
+    #[must_use]
+    pub const fn of(&self, addresses: &AddressPair) -> [u32; 2] {
+        let (source, destination) = octets(addresses);
+        [self.word(source), self.word(destination)]
     }
 }
 

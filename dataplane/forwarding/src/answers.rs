@@ -4,19 +4,21 @@ use postern_flows::FlowRecord;
 use postern_measurement::Now;
 use postern_tables::snapshot::LocalAddress;
 use postern_translation::icmp::{self, QuoteError};
+use postern_translation::icmpv6;
 use postern_translation::segmentation::Segments;
 use postern_translation::{RewritePlan, mss};
 use postern_wire::frame::NO_VLAN;
 use postern_wire::icmp::{DESTINATION_UNREACHABLE, ECHO_REQUEST, FRAGMENTATION_NEEDED, TIME_EXCEEDED, is_error};
-use postern_wire::parse::{ETHERTYPE_IPV4, ETHERTYPE_VLAN};
+use postern_wire::parse::{ETHERTYPE_IPV4, ETHERTYPE_IPV6, ETHERTYPE_VLAN};
 use postern_wire::{Direction, Frame, Offload, Parsed, PortIndex};
 
 use crate::forwarder::Forwarder;
 use crate::outbox::{Origin, Outbox};
 use crate::verdict::{DropReason, HandoffNote, Verdict, WorkerIndex};
 
-/// Largest ICMP error or RST of our own with its Ethernet header, in bytes (RFC 1812 §4.3.2.3: 576 of IP).
-const ANSWER: usize = 18 + 576;
+/// Largest ICMP error or RST of our own with its Ethernet header, in bytes (RFC 4443 §2.4: 1280 of IPv6; RFC 1812 §4.3.2.3:
+/// 576 of IPv4, where the error itself ends).
+const ANSWER: usize = 18 + 1280;
 /// IPv4 and TCP headers without options: what the MSS does not count (RFC 9293 §3.7.1).
 const MSS_HEADERS: u16 = 40;
 
@@ -131,12 +133,13 @@ impl Forwarder<'_> {
             }
             None => 14,
         };
-        header[length - 2..length].copy_from_slice(&ETHERTYPE_IPV4.to_be_bytes());
+        let ethertype = if parsed.key.is_wide() { ETHERTYPE_IPV6 } else { ETHERTYPE_IPV4 };
+        header[length - 2..length].copy_from_slice(&ethertype.to_be_bytes());
         Some((length, attachment.port))
     }
 
     /// Puts an answer to a frame into the outbox, if the limit allows; `write` fills in the IP packet and returns its length.
-    fn answer(
+    pub(crate) fn answer(
         &mut self,
         frame: &Frame<'_>,
         parsed: &Parsed,
@@ -158,7 +161,12 @@ impl Forwarder<'_> {
     /// Answers a TCP segment with a RST that its sender accepts; false if none may be sent.
     pub(crate) fn answer_reset(&mut self, frame: &Frame<'_>, parsed: &Parsed, outbox: &mut Outbox, now: Now) -> bool {
         let mut packet = [0; 64];
-        let Some(length) = icmp::tcp_reset(&mut packet, parsed, frame.bytes()) else { return false };
+        let length = if parsed.key.is_wide() {
+            icmpv6::tcp_reset6(&mut packet, parsed, frame.bytes())
+        } else {
+            icmp::tcp_reset(&mut packet, parsed, frame.bytes())
+        };
+        let Some(length) = length else { return false };
         self.answer(frame, parsed, outbox, now, |room| {
             room[..length].copy_from_slice(&packet[..length]);
             length
@@ -195,7 +203,11 @@ impl Forwarder<'_> {
         outbox: &mut Outbox,
         now: Now,
     ) -> Verdict {
-        self.answer_error(frame, parsed, (TIME_EXCEEDED, 0, [0; 4]), outbox, now);
+        if parsed.key.is_wide() {
+            self.hop_limit_exceeded(frame, parsed, outbox, now);
+        } else {
+            self.answer_error(frame, parsed, (TIME_EXCEEDED, 0, [0; 4]), outbox, now);
+        }
         self.refuse_for(endpoint, DropReason::TtlExpired)
     }
 
@@ -227,7 +239,12 @@ impl Forwarder<'_> {
             })
             .and_then(|listener| self.snapshot.listeners.get(listener.at())?.mss);
         let mtu = endpoint.map_or(u16::MAX, |endpoint| endpoint.mtu);
-        self.clamp_to(frame, parsed, [record.forward_hop, record.reverse_hop], mtu, configured);
+        let hops = [record.forward_hop, record.reverse_hop];
+        if record.forward.is_wide() {
+            self.clamp_to6(frame, parsed, hops, mtu, configured);
+        } else {
+            self.clamp_to(frame, parsed, hops, mtu, configured);
+        }
     }
 
     /// The same where the endpoint's MTU and the listener's bound are known already.

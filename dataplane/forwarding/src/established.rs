@@ -1,9 +1,10 @@
 //! Packets of known flows: check that the flow may go on, track TCP, rewrite by the plan, count. This is the packet path.
 
 use std::hint::select_unpredictable;
+use std::net::IpAddr;
 
 use postern_flows::tcp::{Action, Segment};
-use postern_flows::{FlowRecord, State};
+use postern_flows::{FlowRecord, State, WideAddresses};
 use postern_measurement::Now;
 use postern_tables::snapshot::{Endpoint, EndpointIndex, TargetIndex};
 use postern_translation::RewritePlan;
@@ -25,12 +26,12 @@ const STEADY: u32 = 1 << State::Udp as u32 | 1 << State::Established as u32;
 
 /// A frame as its segments: what users see and pay for.
 #[derive(Clone, Copy)]
-struct Size {
-    packets: u64,
+pub(crate) struct Size {
+    pub(crate) packets: u64,
     /// IP datagrams of all segments together, in bytes.
-    bytes: u64,
+    pub(crate) bytes: u64,
     /// The largest IP datagram, in bytes.
-    largest: u32,
+    pub(crate) largest: u32,
 }
 
 impl Forwarder<'_> {
@@ -147,6 +148,9 @@ impl Forwarder<'_> {
         } else {
             Size { packets: 1, bytes: u64::from(length), largest: length }
         };
+        if record.forward.is_wide() {
+            return self.forward_wide(frame, parsed, index, reverse, size, endpoint_mtu, outbox, now);
+        }
         let endpoint = record.endpoint;
         let mtu = endpoint_mtu.min(hop.mtu);
         let too_large = size.largest > u32::from(mtu);
@@ -269,7 +273,7 @@ impl Forwarder<'_> {
         now: Now,
     ) -> Verdict {
         self.end(slot.found.index(), outbox, now);
-        self.first(frame, slot, note, outbox, now)
+        self.first_of_any(frame, slot, note, outbox, now)
     }
 
     /// A flow whose idle time is over, or only a note that the flow lives elsewhere.
@@ -307,7 +311,7 @@ impl Forwarder<'_> {
             return self.stale(frame, slot, note, outbox, now);
         }
         let endpoint = self.snapshot.endpoint(EndpointIndex(record.endpoint));
-        let allowed = endpoint.filter(|endpoint| self.is_allowed(&record, endpoint));
+        let allowed = endpoint.filter(|endpoint| self.is_allowed(index, &record, endpoint));
         let Some(epoch) = allowed.map(|endpoint| endpoint.policy_epoch) else {
             self.end(index, outbox, now);
             return self.refuse_for(record.endpoint, DropReason::AccessWithdrawn);
@@ -351,7 +355,7 @@ impl Forwarder<'_> {
 
     /// Whether an endpoint, as it is now, may hold a flow: it is the flow's address in the same VPC, and what it stands for
     /// still leads to the flow's target. An index may have gone to another endpoint, or an endpoint to another service.
-    fn is_allowed(&self, record: &FlowRecord, endpoint: &Endpoint) -> bool {
+    fn is_allowed(&self, index: u32, record: &FlowRecord, endpoint: &Endpoint) -> bool {
         let snapshot = &*self.snapshot;
         let key = record.forward;
         let attachment = snapshot.attachments.get(usize::from(key.attachment().0));
@@ -360,14 +364,16 @@ impl Forwarder<'_> {
         if record.policy_epoch >= endpoint.access_epoch {
             return true;
         }
-        endpoint.address == key.destination()
+        let address = self.table.wide(index).map_or(IpAddr::V4(key.destination()), WideAddresses::endpoint);
+        endpoint.address == address
             && attachment.is_some_and(|attachment| attachment.vpc == endpoint.vpc)
             && snapshot.target(target).is_some_and(|now| now.incarnation == record.target_incarnation)
             && snapshot
                 .listener(endpoint.service, key.protocol(), key.destination_port())
                 .and_then(|listener| snapshot.listeners.get(listener.at()))
                 .is_some_and(|listener| {
-                    let groups = listener.groups.iter().filter_map(|(_, group)| snapshot.target_groups.get(group.at()));
+                    let groups = if key.is_wide() { &listener.groups6 } else { &listener.groups };
+                    let groups = groups.iter().filter_map(|(_, group)| snapshot.target_groups.get(group.at()));
                     groups.into_iter().any(|group| group.members.contains(&target))
                 })
     }

@@ -1,19 +1,20 @@
 //! First packets: endpoint, listener, target group, target, SNAT port, and a record with both directions. The decision is
 //! made once and stored.
 
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 
 use postern_flows::tcp::Segment;
 use postern_flows::{FlowRecord, InsertError, State};
 use postern_measurement::Now;
 use postern_tables::health::PROBE_PORTS;
-use postern_tables::snapshot::{EndpointIndex, LocalAddress, ReturnPath};
+use postern_tables::snapshot::{EndpointIndex, LocalAddress, ReturnPath, VpcIndex};
 use postern_translation::RewritePlan;
 use postern_translation::ports::{Lease, Need, Refusal};
 use postern_wire::tcp::{ACK, FIN, RST, SEQUENCE, SYN};
-use postern_wire::{Family, FlowKey, Frame, MacAddress, PacketKind, Parsed};
+use postern_wire::{Family, FlowKey, Frame, MacAddress, PacketKind, Parsed, ipv6};
 
 use crate::forwarder::{Forwarder, Slot};
+use crate::ipv6::first::{aim_wide, consumer_addresses, is_bad_source6, wide_addresses};
 use crate::outbox::{Outbox, PeerMessage};
 use crate::verdict::{DropReason, HandoffNote, Verdict, WorkerIndex};
 use crate::ways::{Way, WayKey};
@@ -40,7 +41,35 @@ impl Forwarder<'_> {
         match self.snapshot.local(key.attachment(), key.destination()) {
             None => self.refuse(DropReason::NotLocal),
             Some(LocalAddress::Snat(_)) => self.without_flow_from_provider(frame, &slot.parsed, note, outbox, now),
-            Some(LocalAddress::Endpoint(index)) => self.open(frame, slot, index, note, outbox, now),
+            Some(LocalAddress::Endpoint(index)) => self.open::<false>(frame, slot, index, note, outbox, now),
+        }
+    }
+
+    /// The same of IPv6, or of either family.
+    #[cold]
+    #[inline(never)]
+    pub(crate) fn first_of_any(
+        &mut self,
+        frame: &mut Frame<'_>,
+        slot: &Slot,
+        note: Option<HandoffNote>,
+        outbox: &mut Outbox,
+        now: Now,
+    ) -> Verdict {
+        if !slot.parsed.key.is_wide() {
+            return self.first(frame, slot, note, outbox, now);
+        }
+        let attachment = slot.parsed.key.attachment();
+        let Some(addresses) = ipv6::addresses(frame.bytes(), usize::from(slot.parsed.l3)) else {
+            return self.refuse(DropReason::Truncated);
+        };
+        if is_bad_source6(addresses) {
+            return self.refuse(DropReason::BadSource);
+        }
+        match self.snapshot.local6(attachment, ipv6::destination(addresses)) {
+            None => self.refuse(DropReason::NotLocal),
+            Some(LocalAddress::Snat(_)) => self.without_flow_from_provider(frame, &slot.parsed, note, outbox, now),
+            Some(LocalAddress::Endpoint(index)) => self.open::<true>(frame, slot, index, note, outbox, now),
         }
     }
 
@@ -65,16 +94,27 @@ impl Forwarder<'_> {
         }
         if parsed.kind == PacketKind::Tcp && parsed.tcp_flags & (SYN | RST) == 0 {
             let vpc = self.snapshot.attachments.get(usize::from(parsed.key.attachment().0)).map(|at| at.vpc);
-            let source = parsed.key.source_socket();
-            if vpc.is_some_and(|vpc| self.snapshot.is_target(vpc, *source.ip(), source.port())) {
+            if vpc.is_some_and(|vpc| self.is_from_target(frame, parsed, vpc)) {
                 self.answer_reset(frame, parsed, outbox, now);
             }
         }
         self.refuse(DropReason::Unsolicited)
     }
 
+    /// Whether a packet comes from a registered target's address and port.
+    fn is_from_target(&self, frame: &Frame<'_>, parsed: &Parsed, vpc: VpcIndex) -> bool {
+        let source = parsed.key.source_socket();
+        match ipv6::addresses(frame.bytes(), usize::from(parsed.l3)) {
+            Some(addresses) if parsed.key.is_wide() => {
+                self.snapshot.is_target6(vpc, ipv6::source(addresses), source.port())
+            }
+            _ => self.snapshot.is_target(vpc, *source.ip(), source.port()),
+        }
+    }
+
+    /// Opens a flow to an endpoint: of an IPv6 packet if `WIDE`.
     #[inline]
-    fn open(
+    fn open<const WIDE: bool>(
         &mut self,
         frame: &mut Frame<'_>,
         slot: &Slot,
@@ -84,7 +124,13 @@ impl Forwarder<'_> {
         now: Now,
     ) -> Verdict {
         let parsed = &slot.parsed;
-        let owner = if self.workers == 1 { self.worker.0 } else { self.ownership.of_flow(parsed.key) };
+        let owner = if self.workers == 1 {
+            self.worker.0
+        } else if WIDE {
+            self.bucket_owner(frame, parsed)
+        } else {
+            self.ownership.of_flow(parsed.key)
+        };
         if owner != self.worker.0 && owner < self.workers {
             match note {
                 None => return Verdict::Handoff(WorkerIndex(owner), HandoffNote::Owned),
@@ -92,7 +138,9 @@ impl Forwarder<'_> {
                 // it like any other, or its next packet would find nothing there.
                 Some(HandoffNote::Owned) => {
                     let origin = WorkerIndex(owner);
-                    outbox.message(origin, PeerMessage::Returned { key: parsed.key, holder: self.worker });
+                    let addresses = consumer_addresses(frame, parsed);
+                    let returned = PeerMessage::Returned { key: parsed.key, addresses, holder: self.worker };
+                    outbox.message(origin, returned);
                     note = Some(HandoffNote::Borrow { origin, asked: 1, round: 0 });
                 }
                 Some(HandoffNote::Borrow { .. } | HandoffNote::Gather) => {}
@@ -108,16 +156,17 @@ impl Forwarder<'_> {
             PacketKind::Tcp => sequence_number(frame, parsed),
             _ => 0,
         };
-        let place = match self.choose(index, parsed.key, sequence) {
+        let place = match self.choose::<WIDE>(frame, parsed, index, sequence) {
             Ok(place) => place,
             Err(reason) => return self.refuse_for(index.0, reason),
         };
-        let (lease, snat) = match self.lease(place, slot, note, outbox, now) {
+        let (lease, snat) = match self.lease::<WIDE>(place, slot, note, outbox, now) {
             Ok(lease) => lease,
             Err(Leaseless::Ask(worker, note)) => return Verdict::Handoff(worker, note),
             Err(Leaseless::Refused(reason)) => return self.refuse_for(index.0, reason),
         };
-        match self.record(frame, slot, place, &lease, snat, note, outbox, now) {
+        match self.record::<WIDE>(frame, slot, place, &lease, snat, note, outbox, now) {
+            Ok((flow, mtu)) if WIDE => self.forward(frame, parsed, flow, false, mtu, outbox, now),
             Ok((flow, mtu)) => self.forward_first(frame, slot, flow, mtu, outbox, now),
             Err(reason) => {
                 self.snat.release(lease.lane, lease.port, 0, now);
@@ -157,16 +206,33 @@ impl Forwarder<'_> {
 
     /// Endpoint → listener → target group → target: the place of that way.
     #[inline]
-    fn choose(&mut self, index: EndpointIndex, key: FlowKey, sequence: u32) -> Result<usize, DropReason> {
+    fn choose<const WIDE: bool>(
+        &mut self,
+        frame: &Frame<'_>,
+        parsed: &Parsed,
+        index: EndpointIndex,
+        sequence: u32,
+    ) -> Result<usize, DropReason> {
+        let key = parsed.key;
         let snapshot = &*self.snapshot;
         let endpoint = snapshot.endpoint(index).ok_or(DropReason::NotLocal)?;
         let number = snapshot
             .listener(endpoint.service, key.protocol(), key.destination_port())
             .ok_or(DropReason::NoListener)?;
         let listener = snapshot.listeners.get(number.at()).ok_or(DropReason::NoListener)?;
-        let hash = snapshot.selection.hash(key, sequence);
-        let group = listener.group(hash).and_then(|group| snapshot.target_groups.get(group.at()));
+        let (hash, group) = if WIDE {
+            let addresses = ipv6::addresses(frame.bytes(), usize::from(parsed.l3)).ok_or(DropReason::Truncated)?;
+            let hash = snapshot.selection.hash_v6(addresses, key, sequence);
+            (hash, listener.group6(hash))
+        } else {
+            let hash = snapshot.selection.hash(key, sequence);
+            (hash, listener.group(hash))
+        };
+        let group = group.and_then(|group| snapshot.target_groups.get(group.at()));
         let group = group.ok_or(DropReason::NoTarget)?;
+        if WIDE && group.family == Family::V4 {
+            return Err(DropReason::NoTarget);
+        }
         let target = group.target(hash).ok_or(DropReason::NoTarget)?;
         self.ways.find(snapshot, WayKey { endpoint: index, listener: number, target, pool: group.pool })
     }
@@ -174,25 +240,27 @@ impl Forwarder<'_> {
     /// Finds a port toward the target: first a rested one of our own, then of another worker, then one that still rests, then
     /// that of the oldest half-open flow.
     #[inline]
-    fn lease(
+    fn lease<const WIDE: bool>(
         &mut self,
         place: usize,
         slot: &Slot,
         note: Option<HandoffNote>,
         outbox: &mut Outbox,
         now: Now,
-    ) -> Result<(Lease, Ipv4Addr), Leaseless> {
+    ) -> Result<(Lease, IpAddr), Leaseless> {
         let none = Leaseless::Refused(DropReason::NoSnatAddress);
         let Some(way) = self.ways.at(place) else { return Err(none) };
         let Some(pool) = self.snapshot.pools.get(way.pool.at()) else { return Err(none) };
         // The flow's hash chooses the address.
-        let first = ((u128::from(slot.hash) * pool.addresses.len() as u128) >> 64) as usize;
+        let addresses = if WIDE { way.snat_addresses(pool).len() } else { pool.addresses.len() };
+        let first = ((u128::from(slot.hash) * addresses as u128) >> 64) as usize;
         let asked_before = matches!(note, Some(HandoffNote::Borrow { round: 1.., .. }));
-        if !asked_before
+        if !WIDE
+            && !asked_before
             && let Some(snat) = pool.addresses.get(first)
             && let Ok(lease) = self.snat.allocate(way.lane(*snat), pool.ports.clone(), Need::Rested, now)
         {
-            return Ok((lease, *snat));
+            return Ok((lease, IpAddr::V4(*snat)));
         }
         let way = *way;
         self.search_lease(&way, first, note, outbox, now)
@@ -208,7 +276,7 @@ impl Forwarder<'_> {
         note: Option<HandoffNote>,
         outbox: &mut Outbox,
         now: Now,
-    ) -> Result<(Lease, Ipv4Addr), Leaseless> {
+    ) -> Result<(Lease, IpAddr), Leaseless> {
         let (origin, asked, round) = match note {
             Some(HandoffNote::Borrow { origin, asked, round }) => (origin, asked, round),
             _ => (self.worker, 1, 0),
@@ -252,12 +320,13 @@ impl Forwarder<'_> {
     }
 
     /// A port of one of the pool's addresses, which are tried in turn from the position `first` on.
-    fn lease_from(&mut self, way: &Way, first: usize, need: Need, now: Now) -> Option<(Lease, Ipv4Addr)> {
+    fn lease_from(&mut self, way: &Way, first: usize, need: Need, now: Now) -> Option<(Lease, IpAddr)> {
         let pool = self.snapshot.pools.get(way.pool.at())?;
-        let (before, after) = pool.addresses.split_at_checked(first)?;
-        for snat in after.iter().chain(before) {
-            match self.snat.allocate(way.lane(*snat), pool.ports.clone(), need, now) {
-                Ok(lease) => return Some((lease, *snat)),
+        let addresses = way.snat_addresses(pool);
+        for at in (first..addresses.len()).chain(0..first) {
+            let snat = addresses.at(at)?;
+            match self.snat.allocate(self.ways.lane(way, snat), pool.ports.clone(), need, now) {
+                Ok(lease) => return Some((lease, snat)),
                 Err(Refusal::Exhausted) => {}
                 Err(Refusal::LanesFull | Refusal::BlocksFull) => return None,
             }
@@ -269,8 +338,9 @@ impl Forwarder<'_> {
     fn evict_half_open(&mut self, way: &Way, outbox: &mut Outbox, now: Now) -> bool {
         let Some(pool) = self.snapshot.pools.get(way.pool.at()) else { return false };
         let mut oldest: Option<(u32, u32)> = None;
-        for snat in pool.addresses.iter().take(EVICTIONS) {
-            let Some(lane) = self.snat.find(way.lane(*snat)) else { continue };
+        let addresses = way.snat_addresses(pool);
+        for snat in (0..EVICTIONS).map_while(|at| addresses.at(at)) {
+            let Some(lane) = self.snat.find(self.ways.lane(way, snat)) else { continue };
             let first = self.snat.half_open(lane).first;
             if first == postern_flows::NONE {
                 continue;
@@ -289,41 +359,39 @@ impl Forwarder<'_> {
     /// Writes the record of a new flow, and clamps what a SYN offers; returns its number and the endpoint's MTU.
     #[expect(clippy::too_many_arguments, reason = "everything that a flow is made of")]
     #[inline]
-    fn record(
+    fn record<const WIDE: bool>(
         &mut self,
         frame: &mut Frame<'_>,
         slot: &Slot,
         place: usize,
         lease: &Lease,
-        snat: Ipv4Addr,
+        snat: IpAddr,
         note: Option<HandoffNote>,
         outbox: &mut Outbox,
         now: Now,
     ) -> Result<(u32, u16), DropReason> {
         let forward = slot.parsed.key;
-        let reverse_hop = self.return_hop(frame, forward)?;
+        let reverse_hop = if WIDE { self.return_hop6(frame, &slot.parsed)? } else { self.return_hop(frame, forward)? };
         let way = self.ways.at(place).ok_or(DropReason::NoTarget)?;
         let (mtu, mss, endpoint, target) = (way.mtu, way.mss, way.record.endpoint, way.record.target);
-        let forward_hop = self
-            .hops
-            .neighbour(&self.snapshot, &self.ports, way.attachment, way.neighbour)
-            .ok_or(DropReason::NextHopsFull)?;
+        let forward_hop = match way.wide {
+            Some(wide) if WIDE => self.hops.neighbour6(&self.snapshot, &self.ports, way.attachment, wide.neighbour),
+            _ => self.hops.neighbour(&self.snapshot, &self.ports, way.attachment, way.neighbour),
+        };
+        let forward_hop = forward_hop.ok_or(DropReason::NextHopsFull)?;
         let lent_to = match note {
             Some(HandoffNote::Borrow { origin, .. }) if origin != self.worker => Some(origin),
             _ => None,
         };
         if let Some(origin) = lent_to
-            && !outbox.message(origin, PeerMessage::Lent { key: forward, holder: self.worker })
+            && !outbox.message(origin, self.lent(frame, &slot.parsed))
         {
             return Err(DropReason::OutboxFull);
         }
         let tcp = slot.parsed.kind == PacketKind::Tcp;
         let state = if tcp { State::SynSent } else { State::Udp };
-        let inserted = self.table.insert_with(slot.hash, now.seconds(), &way.record, |record| {
+        let complete = |record: &mut FlowRecord| {
             record.forward = forward;
-            record.reverse = record.reverse.to(snat, lease.port);
-            let plan = RewritePlan::between(forward, record.reverse.reversed());
-            (record.address_delta, record.full_delta) = (plan.address_delta.0, plan.full_delta.0);
             (record.forward_hop, record.reverse_hop) = (forward_hop, reverse_hop);
             (record.last_seen, record.started) = (now.tick(), now.tick());
             record.state = state as u8;
@@ -333,7 +401,24 @@ impl Forwarder<'_> {
                 record.flags = FlowRecord::FLAG_LENT;
                 record.bucket_owner = origin.0 as u8;
             }
-        });
+        };
+        let inserted = if WIDE {
+            let addresses = wide_addresses(frame, &slot.parsed, way, snat).ok_or(DropReason::Truncated)?;
+            let words = self.table.address_words();
+            self.table.insert_wide(slot.hash, now.seconds(), &way.record, &addresses, |record| {
+                complete(record);
+                aim_wide(record, &addresses, lease.port, words);
+            })
+        } else {
+            self.table.insert_with(slot.hash, now.seconds(), &way.record, |record| {
+                complete(record);
+                if let IpAddr::V4(snat) = snat {
+                    record.reverse = record.reverse.to(snat, lease.port);
+                }
+                let plan = RewritePlan::between(forward, record.reverse.reversed());
+                (record.address_delta, record.full_delta) = (plan.address_delta.0, plan.full_delta.0);
+            })
+        };
         let index = inserted.map_err(|error| match error {
             InsertError::TableFull => DropReason::FlowTableFull,
             InsertError::BucketFull => DropReason::FlowBucketFull,
@@ -342,7 +427,11 @@ impl Forwarder<'_> {
         self.hops.hold(reverse_hop);
         if tcp {
             self.enter_half_open(index, lease.lane);
-            self.clamp_to(frame, &slot.parsed, [forward_hop, reverse_hop], mtu, mss);
+            if WIDE {
+                self.clamp_to6(frame, &slot.parsed, [forward_hop, reverse_hop], mtu, mss);
+            } else {
+                self.clamp_to(frame, &slot.parsed, [forward_hop, reverse_hop], mtu, mss);
+            }
         }
         self.count_new(endpoint, target);
         if lent_to.is_some() {

@@ -9,9 +9,9 @@ use postern_steering::Ownership;
 use postern_tables::Snapshot;
 use postern_translation::ports::{PortAllocator, PortCapacity};
 use postern_wire::frame::NO_VLAN;
-use postern_wire::icmpv6::{NEIGHBOUR_ADVERTISEMENT, NEIGHBOUR_SOLICITATION};
 use postern_wire::parse::{PLAIN, parse_plain, plain};
-use postern_wire::{AttachmentIndex, FlowKey, Frame, MacAddress, PacketKind, Parsed, PortIndex, nd, parse};
+use postern_wire::plain6::plain6;
+use postern_wire::{AttachmentIndex, FlowKey, Frame, MacAddress, PacketKind, Parsed, PortIndex, ipv6, parse};
 
 use crate::counters::WorkerCounters;
 use crate::fragments::Fragments;
@@ -203,6 +203,8 @@ impl Slot {
 pub(crate) enum Admission {
     /// TCP or UDP on an attachment: to be looked up.
     Flow,
+    /// The same of IPv6 with all headers where [`plain6`] has them; of what was parsed there is only the key.
+    Plain6,
     /// ARP, ICMP, fragments and other protocols.
     Other,
     Refused(DropReason),
@@ -278,13 +280,15 @@ impl<'m> Forwarder<'m> {
         let capacity = port_capacity(config.flows, config.ipv6_flows);
         let mut snat = PortAllocator::create(ports, capacity, [a ^ d, b ^ c.rotate_left(32)])?;
         snat.set_owned(owned_blocks(&ownership, config.worker));
+        let table = FlowTable::create(flows, config.flows, config.ipv6_flows, config.secret)?;
+        let ways = Ways::new(table.address_words());
         let mut forwarder = Self {
             worker: config.worker,
             workers: config.workers.max(1),
-            table: FlowTable::create(flows, config.flows, config.ipv6_flows, config.secret)?,
+            table,
             snat,
             hops: NextHops::new(c ^ a.rotate_left(7)),
-            ways: Ways::new(),
+            ways,
             waiting: WaitingRoom::new(),
             fragments: Fragments::new(config.worker, config.workers, [b ^ d.rotate_left(19), a ^ c.rotate_left(45)]),
             answers: TokenBucket::new(ANSWERS_PER_SECOND, ANSWERS_AT_ONCE),
@@ -340,16 +344,10 @@ impl<'m> Forwarder<'m> {
     /// Parses all frames and fetches their buckets, then the records that these lead to: cache misses overlap.
     #[inline(always)]
     fn look_up(&self, frames: &[Frame<'_>], slots: &mut [Slot]) {
+        let mut wide = false;
         for (frame, slot) in frames.iter().zip(slots.iter_mut()) {
             if !self.admit_plain(frame, slot) {
-                slot.plain = NOT_PLAIN;
-                slot.admission = match parse(frame) {
-                    Ok(parsed) => {
-                        slot.parsed = parsed;
-                        self.admit(frame, slot)
-                    }
-                    Err(error) => Admission::Refused(error.into()),
-                };
+                wide |= self.admit_other(frame, slot);
             }
         }
         for slot in slots.iter_mut() {
@@ -357,6 +355,41 @@ impl<'m> Forwarder<'m> {
             slot.found = self.table.candidate(slot.place, slot.hash);
             self.table.prefetch_record(slot.found);
         }
+        if wide {
+            self.prefetch_wide(slots);
+        }
+    }
+
+    /// A frame that is no plain one of IPv4; true if it is a plain one of IPv6.
+    #[inline(never)]
+    fn admit_other(&self, frame: &Frame<'_>, slot: &mut Slot) -> bool {
+        slot.plain = NOT_PLAIN;
+        if self.admit_plain6(frame, slot) {
+            return true;
+        }
+        self.admit_parsed(frame, slot);
+        false
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn admit_parsed(&self, frame: &Frame<'_>, slot: &mut Slot) {
+        slot.admission = match parse(frame) {
+            Ok(parsed) => {
+                slot.parsed = parsed;
+                self.admit(frame, slot)
+            }
+            Err(error) => Admission::Refused(error.into()),
+        };
+    }
+
+    /// The attachment of an untagged, ordinary frame to the port's own address, in the place that it has in a flow key.
+    #[inline(always)]
+    pub(crate) fn plain_attachment<const N: usize>(&self, frame: &Frame<'_>, head: &[u8; N]) -> Option<u64> {
+        let link = self.links.get(usize::from(frame.ingress.0))?;
+        let front = head.first_chunk()?;
+        let is_plain = link.is_for(*front) && frame.vlan == NO_VLAN && frame.offload.segmentation_type == 0;
+        is_plain.then_some(link.attachment)
     }
 
     /// The common case of [`Self::admit`]: an untagged, ordinary TCP or UDP frame to the port's own address.
@@ -389,8 +422,8 @@ impl<'m> Forwarder<'m> {
             return Admission::Refused(DropReason::ForeignMac);
         }
         parsed.key.rest |= link.attachment;
-        if parsed.key.is_wide() && parsed.kind != PacketKind::NeighbourDiscovery {
-            return Admission::Refused(DropReason::NotLocal);
+        if parsed.key.is_wide() {
+            self.complete_key(frame, parsed);
         }
         if matches!(parsed.kind, PacketKind::Tcp | PacketKind::Udp) {
             slot.hash = self.table.hash(parsed.key);
@@ -427,16 +460,11 @@ impl<'m> Forwarder<'m> {
         outbox: &mut Outbox,
         now: Now,
     ) -> Verdict {
-        if slot.is_plain() {
-            let Some(head) = frame.head() else { return self.refuse(DropReason::Truncated) };
-            slot.parsed = plain(head, slot.plain);
-        } else {
-            match slot.admission {
-                Admission::Flow => {}
-                Admission::Other => return self.other(frame, slot, note, outbox, now),
-                Admission::Refused(reason) => return self.refuse(reason),
-            }
+        if !slot.is_plain() {
+            return self.decide_other(frame, slot, note, outbox, now);
         }
+        let Some(head) = frame.head() else { return self.refuse(DropReason::Truncated) };
+        slot.parsed = plain(head, slot.plain);
         // Looked up only now: an earlier packet of the burst may have made the flow, or ended it.
         slot.found = self.table.candidate(slot.place, slot.hash);
         if !slot.found.is_nothing() {
@@ -447,6 +475,47 @@ impl<'m> Forwarder<'m> {
         } else {
             self.known(frame, slot, note, outbox, now)
         }
+    }
+
+    /// The same of a frame that is no plain one of IPv4.
+    #[inline(never)]
+    fn decide_other(
+        &mut self,
+        frame: &mut Frame<'_>,
+        slot: &mut Slot,
+        note: Option<HandoffNote>,
+        outbox: &mut Outbox,
+        now: Now,
+    ) -> Verdict {
+        match slot.admission {
+            Admission::Flow => {}
+            Admission::Plain6 => {
+                let mut verdict = Verdict::Hold;
+                if self.steady6(frame, slot, &mut verdict, now.tick()) {
+                    return verdict;
+                }
+                let Some(head) = frame.head() else { return self.refuse(DropReason::Truncated) };
+                slot.parsed = plain6(head, slot.parsed.key);
+            }
+            Admission::Other => return self.other(frame, slot, note, outbox, now),
+            Admission::Refused(reason) => return self.refuse(reason),
+        }
+        self.look_up_any(frame, slot);
+        if slot.found.is_nothing() {
+            self.first_of_any(frame, slot, note, outbox, now)
+        } else {
+            self.known(frame, slot, note, outbox, now)
+        }
+    }
+
+    /// Looks a packet of either family up: an earlier packet of the burst may have made the flow, or ended it.
+    #[cold]
+    fn look_up_any(&self, frame: &Frame<'_>, slot: &mut Slot) {
+        let key = slot.parsed.key;
+        slot.found = match ipv6::addresses(frame.bytes(), usize::from(slot.parsed.l3)) {
+            Some(addresses) if key.is_wide() => self.table.find_wide(key, slot.hash, addresses),
+            _ => self.table.find(key, slot.hash),
+        };
     }
 
     #[cold]
@@ -462,21 +531,12 @@ impl<'m> Forwarder<'m> {
             PacketKind::Arp => Verdict::Punt,
             PacketKind::Icmp => self.icmp(frame, &slot.parsed, outbox, now),
             PacketKind::NeighbourDiscovery => self.neighbour_discovery(frame, &slot.parsed),
+            PacketKind::Icmpv6 => self.icmpv6(frame, &slot.parsed, outbox, now),
+            PacketKind::Fragment if slot.parsed.key.is_wide() => {
+                self.refuse_of_any(frame, &slot.parsed, DropReason::FragmentRefused)
+            }
             PacketKind::Fragment => self.fragment(frame, &slot.parsed, note, outbox, now),
-            _ => self.refuse_at(&slot.parsed, DropReason::Protocol),
-        }
-    }
-
-    /// Solicitations and advertisements are for the owner of the neighbour tables, who checks them further; what routers say
-    /// is not heeded, because routes are declared.
-    #[cold]
-    fn neighbour_discovery(&self, frame: &Frame<'_>, parsed: &Parsed) -> Verdict {
-        let kind = frame.bytes().get(usize::from(parsed.l4));
-        let is_neighbours = matches!(kind, Some(&(NEIGHBOUR_SOLICITATION | NEIGHBOUR_ADVERTISEMENT)));
-        if is_neighbours && parsed.ttl == nd::HOP_LIMIT {
-            Verdict::Punt
-        } else {
-            self.refuse(DropReason::NeighbourDiscovery)
+            _ => self.refuse_of_any(frame, &slot.parsed, DropReason::Protocol),
         }
     }
 

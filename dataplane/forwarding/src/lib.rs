@@ -9,6 +9,7 @@ mod established;
 mod first_packet;
 pub mod forwarder;
 mod fragments;
+mod ipv6;
 mod lifecycle;
 mod limiter;
 mod next_hops;

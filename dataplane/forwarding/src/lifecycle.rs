@@ -1,8 +1,9 @@
 //! The end of flows, half-open lists, neighbours, messages of other workers, listings.
 
-use postern_flows::{FlowRecord, NONE, State};
+use postern_flows::{FlowRecord, Found, NONE, State, WideAddresses};
 use postern_measurement::Now;
-use postern_wire::Direction;
+use postern_wire::ipv6::AddressPair;
+use postern_wire::{Direction, FlowKey};
 
 use crate::forwarder::{FlowView, Forwarder, NeighbourEvent};
 use crate::outbox::{NeighbourRequest, Outbox, PeerMessage};
@@ -30,7 +31,11 @@ impl Forwarder<'_> {
             // If there is no room the note ends by itself.
             outbox.message(
                 WorkerIndex(u16::from(record.bucket_owner)),
-                PeerMessage::Returned { key: record.forward, holder: self.worker },
+                PeerMessage::Returned {
+                    key: record.forward,
+                    addresses: self.table.wide(index).map(|addresses| addresses.forward),
+                    holder: self.worker,
+                },
             );
         }
         let rest = u32::from(record.rest_seconds) * 1000;
@@ -120,8 +125,8 @@ impl Forwarder<'_> {
     /// Takes a message of another worker.
     pub fn peer_message(&mut self, message: PeerMessage, now: Now) {
         match message {
-            PeerMessage::Lent { key, holder } => {
-                let found = self.table.find_key(key);
+            PeerMessage::Lent { key, addresses, holder } => {
+                let (key, found) = self.find_peer_flow(key, addresses.as_ref());
                 if !found.is_nothing() {
                     // That the last holder is rid of it may be heard only after that another has it.
                     let record = self.table.record_mut(found.index());
@@ -143,10 +148,16 @@ impl Forwarder<'_> {
                     ..FlowRecord::default()
                 };
                 // Without room the flow's packets go through the same search for a port again, which finds the flow.
-                let _ = self.table.insert(note, now.seconds());
+                let _ = match addresses {
+                    None => self.table.insert(note, now.seconds()),
+                    Some(forward) => {
+                        let addresses = WideAddresses { forward, ..WideAddresses::NONE };
+                        self.table.insert_wide(self.table.hash(key), now.seconds(), &note, &addresses, |_| {})
+                    }
+                };
             }
-            PeerMessage::Returned { key, holder } => {
-                let found = self.table.find_key(key);
+            PeerMessage::Returned { key, addresses, holder } => {
+                let (_, found) = self.find_peer_flow(key, addresses.as_ref());
                 if found.is_nothing() {
                     return;
                 }
@@ -156,6 +167,14 @@ impl Forwarder<'_> {
                 }
             }
         }
+    }
+
+    /// The flow that another worker's message is about, under this worker's key for it.
+    fn find_peer_flow(&self, mut key: FlowKey, addresses: Option<&AddressPair>) -> (FlowKey, Found) {
+        let Some(addresses) = addresses else { return (key, self.table.find_key(key)) };
+        let [source, destination] = self.table.words(addresses);
+        key.addresses = u64::from(source) | u64::from(destination) << 32;
+        (key, self.table.find_wide(key, self.table.hash(key), addresses))
     }
 
     /// Appends views of at most `most` flow slots from slot `cursor` on; returns where to go on, `None` at the end.

@@ -11,6 +11,7 @@ use postern_tables::Snapshot;
 use postern_tables::snapshot::Attachment;
 use postern_wire::frame::NO_VLAN;
 use postern_wire::parse::{ETHERTYPE_IPV4, ETHERTYPE_IPV6, ETHERTYPE_VLAN, PLAIN};
+use postern_wire::plain6::PLAIN6;
 use postern_wire::{AttachmentIndex, Family, Frame, MacAddress, PortIndex};
 
 use crate::forwarder::PortInfo;
@@ -331,6 +332,12 @@ impl NextHop {
     /// Replaces the Ethernet header of a plain frame; for hops whose `plain_mtu` is not 0.
     #[inline(always)]
     pub(crate) fn write_plain(&self, head: &mut [u8; PLAIN]) {
+        head[..14].copy_from_slice(&self.header[..14]);
+    }
+
+    /// The same of IPv6.
+    #[inline(always)]
+    pub(crate) fn write_plain6(&self, head: &mut [u8; PLAIN6]) {
         head[..14].copy_from_slice(&self.header[..14]);
     }
 

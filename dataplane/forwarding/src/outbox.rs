@@ -1,6 +1,7 @@
 //! Frames of the forwarder's own making, and frames that had waited: preallocated buffers that the worker sends or hands over.
 
 use postern_wire::frame::HEADROOM;
+use postern_wire::ipv6::AddressPair;
 use postern_wire::{AttachmentIndex, Frame, Offload, PortIndex};
 use std::net::IpAddr;
 
@@ -44,15 +45,19 @@ pub struct NeighbourRequest {
 pub enum PeerMessage {
     /// The flow of this consumer-side key lives at the sender, with one of its ports.
     Lent {
-        /// The forward key.
+        /// The forward key. Address words in it are the sender's and mean nothing to others.
         key: postern_wire::FlowKey,
+        /// The addresses, if they are of IPv6.
+        addresses: Option<AddressPair>,
         /// Where the flow lives.
         holder: WorkerIndex,
     },
     /// That flow has ended.
     Returned {
-        /// The forward key.
+        /// The forward key, as in [`PeerMessage::Lent`].
         key: postern_wire::FlowKey,
+        /// The addresses, if they are of IPv6.
+        addresses: Option<AddressPair>,
         /// Where the flow lived.
         holder: WorkerIndex,
     },

@@ -1,13 +1,13 @@
 //! The ways that new flows take: what is the same for all flows of one endpoint, listener and target is worked out once, and
 //! each of them begins with a copy of it.
 
-use std::net::{IpAddr, Ipv4Addr, SocketAddrV4};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddrV4};
 
-use postern_flows::FlowRecord;
+use postern_flows::{AddressWords, FlowRecord};
 use postern_tables::Snapshot;
-use postern_tables::snapshot::{EndpointIndex, ListenerIndex, PoolIndex, TargetIndex};
+use postern_tables::snapshot::{EndpointIndex, ListenerIndex, PoolIndex, SnatPool, TargetIndex};
 use postern_translation::ports::LaneKey;
-use postern_wire::{AttachmentIndex, FlowKey};
+use postern_wire::{AttachmentIndex, Family, FlowKey};
 
 use crate::verdict::DropReason;
 
@@ -45,9 +45,41 @@ pub(crate) struct Way {
     /// The attachment behind which the target is, and the neighbour to send to.
     pub(crate) attachment: AttachmentIndex,
     pub(crate) neighbour: Ipv4Addr,
+    /// The same of a target with an IPv6 address.
+    pub(crate) wide: Option<WideWay>,
     /// The record of every flow that goes this way, as far as it is known before the packet. Its reverse key lacks the SNAT
     /// address and port, which are zero.
     pub(crate) record: FlowRecord,
+}
+
+/// What a way to an IPv6 target has besides.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct WideWay {
+    pub(crate) target: Ipv6Addr,
+    pub(crate) neighbour: Ipv6Addr,
+}
+
+/// The addresses of a pool that targets of one family see.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum SnatAddresses<'s> {
+    V4(&'s [Ipv4Addr]),
+    V6(&'s [Ipv6Addr]),
+}
+
+impl SnatAddresses<'_> {
+    pub(crate) const fn len(&self) -> usize {
+        match self {
+            Self::V4(addresses) => addresses.len(),
+            Self::V6(addresses) => addresses.len(),
+        }
+    }
+
+    pub(crate) fn at(&self, at: usize) -> Option<IpAddr> {
+        match self {
+            Self::V4(addresses) => addresses.get(at).copied().map(IpAddr::V4),
+            Self::V6(addresses) => addresses.get(at).copied().map(IpAddr::V6),
+        }
+    }
 }
 
 impl Way {
@@ -67,22 +99,36 @@ impl Way {
             mss: None,
             attachment: AttachmentIndex(0),
             neighbour: Ipv4Addr::UNSPECIFIED,
+            wide: None,
             record: FlowRecord::default(),
         }
     }
 
-    fn new(snapshot: &Snapshot, key: WayKey, era: u32) -> Result<Self, DropReason> {
+    fn new(snapshot: &Snapshot, key: WayKey, era: u32, words: AddressWords) -> Result<Self, DropReason> {
         let endpoint = snapshot.endpoint(key.endpoint).ok_or(DropReason::NotLocal)?;
         let listener = snapshot.listeners.get(key.listener.at()).ok_or(DropReason::NoListener)?;
         let target = snapshot.target(key.target).ok_or(DropReason::NoTarget)?;
-        let IpAddr::V4(address) = target.address else { return Err(DropReason::NoRoute) };
-        let route = snapshot.route(target.vpc, address).ok_or(DropReason::NoRoute)?;
-        let pool = snapshot.pools.get(key.pool.at()).filter(|pool| !pool.addresses.is_empty());
+        let (attachment, neighbour) = snapshot.way_to(target.vpc, target.address).ok_or(DropReason::NoRoute)?;
+        let family = Family::of(target.address);
+        let pool = snapshot.pools.get(key.pool.at()).filter(|pool| pool.has(family));
         let pool = pool.ok_or(DropReason::NoSnatAddress)?;
-        let socket = SocketAddrV4::new(address, target.port);
-        let nothing = SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, 0);
+        let reverse = match target.address {
+            IpAddr::V4(address) => {
+                let socket = SocketAddrV4::new(address, target.port);
+                let nothing = SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, 0);
+                FlowKey::new(attachment, listener.protocol, socket, nothing)
+            }
+            IpAddr::V6(address) => {
+                let port = u32::from(target.port.swap_bytes());
+                FlowKey::wide(attachment, listener.protocol, [words.word(&address.octets()), 0], port)
+            }
+        };
+        let wide = match (target.address, neighbour) {
+            (IpAddr::V6(target), IpAddr::V6(neighbour)) => Some(WideWay { target, neighbour }),
+            _ => None,
+        };
         let record = FlowRecord {
-            reverse: FlowKey::new(route.attachment, listener.protocol, socket, nothing),
+            reverse,
             listener_idle_seconds: listener.idle_seconds,
             endpoint: key.endpoint.0,
             policy_epoch: endpoint.policy_epoch,
@@ -99,13 +145,24 @@ impl Way {
             pool: key.pool,
             mtu: endpoint.mtu,
             mss: listener.mss,
-            attachment: route.attachment,
-            neighbour: route.via.unwrap_or(address),
+            attachment,
+            neighbour: match neighbour {
+                IpAddr::V4(neighbour) => neighbour,
+                IpAddr::V6(_) => Ipv4Addr::UNSPECIFIED,
+            },
+            wide,
             record,
         })
     }
 
-    /// The lane of an SNAT address toward the target.
+    /// Those of a pool's addresses that the target sees.
+    #[inline]
+    pub(crate) fn snat_addresses<'s>(&self, pool: &'s SnatPool) -> SnatAddresses<'s> {
+        if self.wide.is_some() { SnatAddresses::V6(&pool.addresses6) } else { SnatAddresses::V4(&pool.addresses) }
+    }
+
+    /// The lane of an SNAT address toward the target, where the address is given by its word if it is one of IPv6. Two
+    /// addresses with one word share a lane, and so never a port.
     #[inline]
     pub(crate) const fn lane(&self, snat: Ipv4Addr) -> LaneKey {
         let target = &self.record.reverse;
@@ -123,13 +180,22 @@ impl Way {
 #[derive(Debug)]
 pub(crate) struct Ways {
     places: Box<[Way]>,
+    words: AddressWords,
     /// Never zero, which is that of [`Way::none`].
     era: u32,
 }
 
 impl Ways {
-    pub(crate) fn new() -> Self {
-        Self { places: vec![Way::none(); WAYS].into_boxed_slice(), era: 1 }
+    pub(crate) fn new(words: AddressWords) -> Self {
+        Self { places: vec![Way::none(); WAYS].into_boxed_slice(), words, era: 1 }
+    }
+
+    /// The lane of an SNAT address of either family toward a way's target.
+    pub(crate) fn lane(&self, way: &Way, snat: IpAddr) -> LaneKey {
+        way.lane(match snat {
+            IpAddr::V4(snat) => snat,
+            IpAddr::V6(snat) => Ipv4Addr::from_bits(self.words.word(&snat.octets())),
+        })
     }
 
     /// The way at a place that [`Self::find`] gave.
@@ -164,7 +230,7 @@ impl Ways {
     ) -> Result<usize, DropReason> {
         let key = WayKey { endpoint, listener, target, pool };
         let place = key.place();
-        self.places[place] = Way::new(snapshot, key, self.era)?;
+        self.places[place] = Way::new(snapshot, key, self.era, self.words)?;
         Ok(place)
     }
 

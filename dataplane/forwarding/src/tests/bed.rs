@@ -468,7 +468,10 @@ pub(super) fn udp(port: PortIndex, source: SocketAddrV4, destination: SocketAddr
 /// Every frame that comes out has valid checksums.
 pub(super) fn assert_valid(bytes: &[u8], offload: Offload) {
     let packet = SlicedPacket::from_ethernet(bytes).unwrap_or_else(|error| panic!("{error}: {bytes:02x?}"));
-    let Some(etherparse::NetSlice::Ipv4(ip)) = &packet.net else { panic!("not IPv4") };
+    if let Some(etherparse::NetSlice::Ipv6(ip)) = &packet.net {
+        return assert_valid6(bytes, ip, packet.transport.as_ref(), offload);
+    }
+    let Some(etherparse::NetSlice::Ipv4(ip)) = &packet.net else { panic!("not IP") };
     let header = ip.header().to_header();
     assert_eq!(header.header_checksum, header.calc_header_checksum(), "IPv4 header checksum");
     let link = if bytes[12..14] == [0x81, 0] { 18 } else { 14 };
@@ -489,6 +492,36 @@ pub(super) fn assert_valid(bytes: &[u8], offload: Offload) {
         Some(TransportSlice::Icmpv4(icmp)) => {
             let wanted = icmp.header().icmp_type.calc_checksum(icmp.payload());
             assert_eq!(icmp.header().checksum, wanted, "ICMP checksum");
+        }
+        _ => {}
+    }
+}
+
+/// The same of IPv6.
+fn assert_valid6(
+    bytes: &[u8],
+    ip: &etherparse::Ipv6Slice<'_>,
+    transport: Option<&TransportSlice<'_>>,
+    offload: Offload,
+) {
+    let header = ip.header().to_header();
+    let link = if bytes[12..14] == [0x81, 0] { 18 } else { 14 };
+    assert_eq!(usize::from(header.payload_length) + 40 + link, bytes.len(), "no padding, no trailer");
+    if offload.is_partial() {
+        return;
+    }
+    match transport {
+        Some(TransportSlice::Tcp(tcp)) => {
+            let wanted = tcp.calc_checksum_ipv6(header.source, header.destination).unwrap();
+            assert_eq!(tcp.checksum(), wanted, "TCP checksum");
+        }
+        Some(TransportSlice::Udp(udp)) => {
+            let wanted =
+                udp.to_header().calc_checksum_ipv6_raw(header.source, header.destination, udp.payload()).unwrap();
+            assert_eq!(udp.checksum(), wanted, "UDP checksum");
+        }
+        Some(TransportSlice::Icmpv6(icmp)) => {
+            assert!(icmp.is_checksum_valid(header.source, header.destination), "ICMPv6 checksum");
         }
         _ => {}
     }

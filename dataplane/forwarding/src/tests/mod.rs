@@ -4,6 +4,7 @@ mod bed;
 mod connections;
 mod errors;
 mod fragments;
+mod ipv6;
 mod noise;
 mod ports;
 mod tcp_life;
