@@ -11,7 +11,7 @@
 use std::alloc::System;
 use std::process::{Command, ExitCode};
 
-use postern_benches::bed::{self, ALL_TARGETS, Bed, BedError, FRAMES, HOT_FLOWS, Protocol, Template};
+use postern_benches::bed::{self, ALL_TARGETS, Bed, BedError, Ends, FRAMES, HOT_FLOWS, Protocol, Template};
 use stats_alloc::{INSTRUMENTED_SYSTEM, Region as Allocations, StatsAlloc};
 
 #[global_allocator]
@@ -23,6 +23,7 @@ const CHILD: &str = "POSTERN_INSTRUCTIONS_CASE";
 #[derive(Clone, Copy)]
 struct Case {
     name: &'static str,
+    ends: Ends,
     protocol: Protocol,
     packets: Packets,
 }
@@ -37,13 +38,20 @@ enum Packets {
     First,
 }
 
-const CASES: [Case; 6] = [
-    Case { name: "established_tcp", protocol: Protocol::Tcp, packets: Packets::Established },
-    Case { name: "established_udp", protocol: Protocol::Udp, packets: Packets::Established },
-    Case { name: "established_tcp_burst1", protocol: Protocol::Tcp, packets: Packets::EstablishedOne },
-    Case { name: "established_udp_burst1", protocol: Protocol::Udp, packets: Packets::EstablishedOne },
-    Case { name: "new_flow_tcp", protocol: Protocol::Tcp, packets: Packets::First },
-    Case { name: "new_flow_udp", protocol: Protocol::Udp, packets: Packets::First },
+const fn case(name: &'static str, ends: Ends, protocol: Protocol, packets: Packets) -> Case {
+    Case { name, ends, protocol, packets }
+}
+
+const CASES: [Case; 9] = [
+    case("established_tcp", Ends::V4, Protocol::Tcp, Packets::Established),
+    case("established_udp", Ends::V4, Protocol::Udp, Packets::Established),
+    case("established_tcp_burst1", Ends::V4, Protocol::Tcp, Packets::EstablishedOne),
+    case("established_udp_burst1", Ends::V4, Protocol::Udp, Packets::EstablishedOne),
+    case("new_flow_tcp", Ends::V4, Protocol::Tcp, Packets::First),
+    case("new_flow_udp", Ends::V4, Protocol::Udp, Packets::First),
+    case("established_tcp6", Ends::V6, Protocol::Tcp, Packets::Established),
+    case("established_udp6", Ends::V6, Protocol::Udp, Packets::Established),
+    case("new_flow_tcp6", Ends::V6, Protocol::Tcp, Packets::First),
 ];
 
 /// Room for flows, and so the most first packets of a run.
@@ -60,8 +68,8 @@ struct Done {
 impl Case {
     /// Sends at least `packets` packets through the fixture, with or without the forwarder in it.
     fn run(self, packets: u64, process: bool) -> Result<Done, BedError> {
-        let mut region = bed::region(CAPACITY)?;
-        let mut bed = Bed::new(region.bytes_mut(), CAPACITY)?;
+        let mut region = bed::region_of(self.ends, CAPACITY)?;
+        let mut bed = Bed::between(self.ends, region.bytes_mut(), CAPACITY)?;
         match self.packets {
             Packets::Established => {
                 let bursts = bed::shuffled::<FRAMES>(&bed.establish(self.protocol, 0..HOT_FLOWS)?);
@@ -74,7 +82,8 @@ impl Case {
             Packets::First => {
                 // Makes the neighbours known.
                 bed.establish(self.protocol, 0..ALL_TARGETS)?;
-                let first = Bed::first_packets(self.protocol, ALL_TARGETS..ALL_TARGETS + packets as u32);
+                let numbers = ALL_TARGETS..ALL_TARGETS + packets as u32;
+                let first = Bed::first_packets_between(self.ends, self.protocol, numbers);
                 Ok(repeat(&mut bed, first.as_chunks::<FRAMES>().0, packets, process))
             }
         }

@@ -4,7 +4,7 @@
 
 use std::array;
 use std::hint::black_box;
-use std::net::{Ipv4Addr, SocketAddrV4};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 
 use postern_forwarding::{
@@ -32,8 +32,8 @@ pub const ALL_TARGETS: u32 = 256;
 /// How many bursts pass in a millisecond of the fixture's time: about two million packets a second.
 const BURSTS_PER_MILLISECOND: u64 = 64;
 
-const ENDPOINT: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::new(172, 20, 0, 100), 443);
-const ROUTER: Ipv4Addr = Ipv4Addr::new(172, 20, 0, 1);
+/// The endpoint's port.
+const SERVICE_PORT: u16 = 443;
 const CONSUMER_PORT: PortIndex = PortIndex(0);
 const PROVIDER_PORT: PortIndex = PortIndex(1);
 const CONSUMER_MAC: MacAddress = MacAddress([2, 0, 0, 0, 0, 1]);
@@ -74,6 +74,62 @@ pub enum Protocol {
     Udp,
 }
 
+/// Between whom.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ends {
+    /// IPv4 clients and targets.
+    V4,
+    /// IPv6 clients and targets.
+    V6,
+    /// IPv6 clients and IPv4 targets.
+    Nat64,
+}
+
+impl Ends {
+    /// Networks of consumer and clients, the router to these, and the endpoint.
+    const fn consumer(self) -> [&'static str; 4] {
+        match self {
+            Self::V4 => ["172.20.0.0/24", "10.0.0.0/8", "172.20.0.1", "172.20.0.100"],
+            Self::V6 | Self::Nat64 => ["2001:db8:1::/64", "2001:db8:a::/48", "2001:db8:1::1", "2001:db8:1::100"],
+        }
+    }
+
+    /// The provider's network, and the beginnings of SNAT addresses and targets.
+    const fn provider(self) -> [&'static str; 3] {
+        match self {
+            Self::V4 | Self::Nat64 => ["192.168.0.0/16", "192.168.1.", "192.168.2."],
+            Self::V6 => ["2001:db8:2::/64", "2001:db8:2::1:", "2001:db8:2::2:"],
+        }
+    }
+
+    fn endpoint(self) -> SocketAddr {
+        let address: IpAddr = match self {
+            Self::V4 => Ipv4Addr::new(172, 20, 0, 100).into(),
+            Self::V6 | Self::Nat64 => Ipv6Addr::new(0x2001, 0xdb8, 1, 0, 0, 0, 0, 0x100).into(),
+        };
+        SocketAddr::new(address, SERVICE_PORT)
+    }
+
+    /// The client of a connection: an address and port of its own for each of 16 million.
+    fn client(self, number: u32) -> SocketAddr {
+        let host = number >> 4;
+        let address: IpAddr = match self {
+            Self::V4 => Ipv4Addr::from_bits(0x0a00_0001 + host).into(),
+            Self::V6 | Self::Nat64 => {
+                Ipv6Addr::new(0x2001, 0xdb8, 0xa, (host >> 16) as u16, 0, 0, host as u16, 1).into()
+            }
+        };
+        SocketAddr::new(address, 2048 + (number & 15) as u16 * 4000)
+    }
+
+    const fn room(self, flows: u32) -> (u32, u32) {
+        match self {
+            Self::V4 => (flows, 0),
+            Self::V6 | Self::Nat64 => (1024, flows),
+        }
+    }
+}
+
 /// One frame to be received: what to copy into a receive buffer, and where it comes in.
 #[derive(Clone, Copy, Debug)]
 pub struct Template {
@@ -105,12 +161,21 @@ pub struct Connection {
     pub reverse: Template,
 }
 
-/// Flow memory for so many flows, as a worker has it.
+/// Flow memory for so many IPv4 flows, as a worker has it.
 ///
 /// # Errors
 /// When the memory cannot be had.
 pub fn region(flows: u32) -> Result<Region, BedError> {
-    Ok(Region::anonymous(Forwarder::region_size(flows, 0), RegionOptions { populate: false, huge_pages: true })?)
+    region_of(Ends::V4, flows)
+}
+
+/// Flow memory for so many flows.
+///
+/// # Errors
+/// When the memory cannot be had.
+pub fn region_of(ends: Ends, flows: u32) -> Result<Region, BedError> {
+    let (narrow, wide) = ends.room(flows);
+    Ok(Region::anonymous(Forwarder::region_size(narrow, wide), RegionOptions { populate: false, huge_pages: true })?)
 }
 
 /// The tables of the fixture. With the same `targets`, two snapshots differ in nothing but their generation.
@@ -118,12 +183,14 @@ pub fn region(flows: u32) -> Result<Region, BedError> {
 /// # Errors
 /// When the declaration is refused.
 pub fn snapshot(targets: u8, previous: Option<&Snapshot>) -> Result<Snapshot, BedError> {
-    Ok(compile(&declare(targets).check()?, previous))
+    Ok(compile(&declare(targets, Ends::V4).check()?, previous))
 }
 
 /// Clients are behind a router, so that a million of them need one neighbour.
-fn declare(targets: u8) -> Declaration {
+fn declare(targets: u8, ends: Ends) -> Declaration {
     let name = |text: &str| text.to_owned();
+    let [consumer_network, clients, router, endpoint] = ends.consumer();
+    let [provider_network, snat, target] = ends.provider();
     let (consumer, provider) = (name("vpc-consumer"), name("vpc-provider"));
     let port = |interface: &str| declaration::Port { interface: name(interface), mode: declaration::Mode::Own };
     let attachment = |vpc: &String, port: &str, prefix: &str| declaration::Attachment {
@@ -135,7 +202,7 @@ fn declare(targets: u8) -> Declaration {
     };
     let listener = |protocol| declaration::Listener {
         protocol,
-        port: i64::from(ENDPOINT.port()),
+        port: i64::from(SERVICE_PORT),
         target_groups: vec![declaration::WeightedGroup { name: name("group"), weight: None }],
         ..declaration::Listener::default()
     };
@@ -144,18 +211,18 @@ fn declare(targets: u8) -> Declaration {
         ports: vec![port("consumer0"), port("provider0")],
         vpcs: vec![declaration::Vpc { id: consumer.clone() }, declaration::Vpc { id: provider.clone() }],
         attachments: vec![
-            attachment(&consumer, "consumer0", "172.20.0.0/24"),
-            attachment(&provider, "provider0", "192.168.0.0/16"),
+            attachment(&consumer, "consumer0", consumer_network),
+            attachment(&provider, "provider0", provider_network),
         ],
         routes: vec![declaration::Route {
             attachment: name("consumer0"),
-            destination: name("10.0.0.0/8"),
-            via: Some(ROUTER.to_string()),
+            destination: name(clients),
+            via: Some(name(router)),
         }],
         snat_pools: vec![declaration::SnatPool {
             name: name("pool"),
             vpc: provider.clone(),
-            addresses: (1..=4).map(|at| format!("192.168.1.{at}")).collect(),
+            addresses: (1..=4).map(|at| format!("{snat}{at}")).collect(),
             ..declaration::SnatPool::default()
         }],
         target_groups: vec![declaration::TargetGroup {
@@ -163,7 +230,7 @@ fn declare(targets: u8) -> Declaration {
             vpc: provider,
             snat_pool: name("pool"),
             targets: (1..=targets)
-                .map(|at| declaration::Target { address: format!("192.168.2.{at}"), port: 8443, weight: None })
+                .map(|at| declaration::Target { address: format!("{target}{at}"), port: 8443, weight: None })
                 .collect(),
             ..declaration::TargetGroup::default()
         }],
@@ -179,7 +246,7 @@ fn declare(targets: u8) -> Declaration {
             id: name("vpce-00000000000000001"),
             vpc: consumer,
             service: name("vpce-svc-00000000000000001"),
-            addresses: vec![ENDPOINT.ip().to_string()],
+            addresses: vec![name(endpoint)],
             ..declaration::Endpoint::default()
         }],
         ..Declaration::default()
@@ -195,6 +262,7 @@ pub struct Bed<'m> {
     slots: Box<[[u8; HEADROOM + 2 * FRAME]; BURST]>,
     now: Now,
     bursts: u64,
+    ends: Ends,
 }
 
 impl<'m> Bed<'m> {
@@ -203,14 +271,23 @@ impl<'m> Bed<'m> {
     /// # Errors
     /// When the fixture itself is wrong.
     pub fn new(memory: &'m mut [u8], flows: u32) -> Result<Self, BedError> {
-        let snapshot = snapshot(16, None)?;
+        Self::between(Ends::V4, memory, flows)
+    }
+
+    /// The same between other ends, in memory of [`region_of`].
+    ///
+    /// # Errors
+    /// When the fixture itself is wrong.
+    pub fn between(ends: Ends, memory: &'m mut [u8], flows: u32) -> Result<Self, BedError> {
+        let snapshot = compile(&declare(16, ends).check()?, None);
+        let (flows, ipv6_flows) = ends.room(flows);
         let counters = Arc::new(WorkerCounters::new(snapshot.endpoints.len(), snapshot.targets.len()));
         let port = |mac| PortInfo { mac, mtu: 1500, up: true };
         let config = ForwarderConfig {
             worker: WorkerIndex(0),
             workers: 1,
             flows,
-            ipv6_flows: 0,
+            ipv6_flows,
             // Fixed, so that two runs execute the same instructions.
             secret: [0x243f_6a88_85a3_08d3, 0x1319_8a2e_0370_7344, 0xa409_3822_299f_31d0, 0x082e_fa98_ec4e_6c89],
             ports: vec![port(CONSUMER_MAC), port(PROVIDER_MAC)],
@@ -222,6 +299,7 @@ impl<'m> Bed<'m> {
             slots: Box::new([[0; HEADROOM + 2 * FRAME]; BURST]),
             now: Now::from_milliseconds(1000),
             bursts: 0,
+            ends,
         })
     }
 
@@ -276,7 +354,8 @@ impl<'m> Bed<'m> {
         };
         let from_client = |carried| {
             let macs = (CONSUMER_MAC, NEIGHBOUR_MAC);
-            Template::new(&frame(macs, client(number), ENDPOINT, carried, FRAME), CONSUMER_PORT)
+            let (client, endpoint) = (self.ends.client(number), self.ends.endpoint());
+            Template::new(&frame(macs, client, endpoint, carried, FRAME), CONSUMER_PORT)
         };
         let translated = self.send("first", number, &from_client(first))?;
         let (snat, target) = sockets(&translated);
@@ -291,15 +370,22 @@ impl<'m> Bed<'m> {
         Ok(connection)
     }
 
-    /// First packets of connections `numbers`, not sent yet.
+    /// First packets of connections `numbers` of IPv4, not sent yet.
     #[must_use]
     pub fn first_packets(protocol: Protocol, numbers: std::ops::Range<u32>) -> Vec<Template> {
+        Self::first_packets_between(Ends::V4, protocol, numbers)
+    }
+
+    /// First packets of connections `numbers`, not sent yet.
+    #[must_use]
+    pub fn first_packets_between(ends: Ends, protocol: Protocol, numbers: std::ops::Range<u32>) -> Vec<Template> {
         let carried = match protocol {
             Protocol::Tcp => Carried::Tcp { flags: Carried::SYN, sequence: 100 },
             Protocol::Udp => Carried::Udp,
         };
         let macs = (CONSUMER_MAC, NEIGHBOUR_MAC);
-        let template = |number| Template::new(&frame(macs, client(number), ENDPOINT, carried, FRAME), CONSUMER_PORT);
+        let template =
+            |number| Template::new(&frame(macs, ends.client(number), ends.endpoint(), carried, FRAME), CONSUMER_PORT);
         numbers.map(template).collect()
     }
 
@@ -381,18 +467,15 @@ impl<'m> Bed<'m> {
     }
 }
 
-/// The client of a connection: an address and port of its own for each of 16 million.
-fn client(number: u32) -> SocketAddrV4 {
-    SocketAddrV4::new(Ipv4Addr::from_bits(0x0a00_0001 + (number >> 4)), 2048 + (number & 15) as u16 * 4000)
-}
-
 /// Source and destination of a translated frame.
-fn sockets(bytes: &[u8]) -> (SocketAddrV4, SocketAddrV4) {
-    let socket = |address: usize, port: usize| {
-        let [a, b, c, d] = array::from_fn(|at| bytes[address + at]);
-        SocketAddrV4::new(Ipv4Addr::new(a, b, c, d), u16::from_be_bytes([bytes[port], bytes[port + 1]]))
-    };
-    (socket(26, 34), socket(30, 36))
+fn sockets(bytes: &[u8]) -> (SocketAddr, SocketAddr) {
+    let port = |at: usize| u16::from_be_bytes([bytes[at], bytes[at + 1]]);
+    if bytes[12..14] == [0x86, 0xdd] {
+        let address = |at: usize| IpAddr::from(array::from_fn::<u8, 16, _>(|byte| bytes[at + byte]));
+        return (SocketAddr::new(address(22), port(54)), SocketAddr::new(address(38), port(56)));
+    }
+    let address = |at: usize| IpAddr::from(array::from_fn::<u8, 4, _>(|byte| bytes[at + byte]));
+    (SocketAddr::new(address(26), port(34)), SocketAddr::new(address(30), port(36)))
 }
 
 /// The frames of `connections` in a random order, directions alternating, in whole bursts of `N` distinct flows. They lie
@@ -426,9 +509,11 @@ mod tests {
 
     #[test]
     fn every_frame_of_every_established_flow_is_forwarded_and_counted() {
-        for protocol in [Protocol::Tcp, Protocol::Udp] {
-            let mut region = region(4096).unwrap();
-            let mut bed = Bed::new(region.bytes_mut(), 4096).unwrap();
+        for (protocol, ends) in
+            [(Protocol::Tcp, Ends::V4), (Protocol::Udp, Ends::V4), (Protocol::Tcp, Ends::V6), (Protocol::Udp, Ends::V6)]
+        {
+            let mut region = region_of(ends, 4096).unwrap();
+            let mut bed = Bed::between(ends, region.bytes_mut(), 4096).unwrap();
             let connections = bed.establish(protocol, 0..HOT_FLOWS).unwrap();
             let bursts = shuffled::<FRAMES>(&connections);
             for burst in &bursts {

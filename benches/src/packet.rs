@@ -1,6 +1,6 @@
-//! Frames for generators and fixtures: Ethernet, IPv4, and TCP with timestamps or UDP, with correct checksums.
+//! Frames for generators and fixtures: Ethernet, IPv4 or IPv6, and TCP with timestamps or UDP, with correct checksums.
 
-use std::net::{Ipv4Addr, SocketAddrV4};
+use std::net::{IpAddr, SocketAddr};
 
 use postern_wire::MacAddress;
 use postern_wire::parse::{PROTOCOL_TCP, PROTOCOL_UDP};
@@ -9,6 +9,8 @@ use postern_wire::parse::{PROTOCOL_TCP, PROTOCOL_UDP};
 const ETHERNET: usize = 14;
 /// Bytes of the IPv4 header.
 const IPV4: usize = 20;
+/// Bytes of the IPv6 header.
+const IPV6: usize = 40;
 
 /// What a frame carries.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -56,17 +58,20 @@ impl Carried {
     }
 }
 
-/// A frame of `length` bytes without frame check sequence (longer if the headers need more), payload zero.
+/// A frame of `length` bytes without frame check sequence (longer if the headers need more), payload zero, between two ends of
+/// the same family.
 #[must_use]
 pub fn frame(
     macs: (MacAddress, MacAddress),
-    source: SocketAddrV4,
-    destination: SocketAddrV4,
+    source: impl Into<SocketAddr>,
+    destination: impl Into<SocketAddr>,
     carried: Carried,
     length: usize,
 ) -> Vec<u8> {
+    let (source, destination) = (source.into(), destination.into());
+    let network = if source.is_ipv6() { IPV6 } else { IPV4 };
     let mut transport = carried.header(source.port(), destination.port());
-    let headers = ETHERNET + IPV4 + transport.len();
+    let headers = ETHERNET + network + transport.len();
     transport.resize(transport.len() + length.saturating_sub(headers), 0);
     let (protocol, checksum_at) = match carried {
         Carried::Tcp { .. } => (PROTOCOL_TCP, 16),
@@ -76,24 +81,40 @@ pub fn frame(
             (PROTOCOL_UDP, 6)
         }
     };
-    let pseudo = addresses_sum(*source.ip()) + addresses_sum(*destination.ip()) + u32::from(protocol);
+    let pseudo = address_sum(source.ip()) + address_sum(destination.ip()) + u32::from(protocol);
     let sum = checksum(&transport, pseudo + transport.len() as u32);
     transport[checksum_at..checksum_at + 2].copy_from_slice(&sum.to_be_bytes());
 
-    let mut ip = vec![0x45, 0, 0, 0, 0, 0, 0x40, 0, 64, protocol, 0, 0];
-    ip[2..4].copy_from_slice(&((IPV4 + transport.len()) as u16).to_be_bytes());
-    ip.extend(source.ip().octets());
-    ip.extend(destination.ip().octets());
-    let sum = checksum(&ip, 0);
-    ip[10..12].copy_from_slice(&sum.to_be_bytes());
-
+    let ip = header(source.ip(), destination.ip(), protocol, transport.len() as u16);
+    let ethertype = if source.is_ipv6() { [0x86, 0xdd] } else { [0x08, 0x00] };
     let (to, from) = macs;
-    [to.0.as_slice(), &from.0, &[0x08, 0x00], &ip, &transport].concat()
+    [to.0.as_slice(), &from.0, &ethertype, &ip, &transport].concat()
 }
 
-fn addresses_sum(address: Ipv4Addr) -> u32 {
-    let [a, b, c, d] = address.octets();
-    u32::from(u16::from_be_bytes([a, b])) + u32::from(u16::from_be_bytes([c, d]))
+/// An IP header in front of `length` bytes.
+fn header(source: IpAddr, destination: IpAddr, protocol: u8, length: u16) -> Vec<u8> {
+    let addresses = [octets(source), octets(destination)].concat();
+    if source.is_ipv6() {
+        let [high, low] = length.to_be_bytes();
+        return [&[0x60, 0, 0, 0, high, low, protocol, 64][..], &addresses].concat();
+    }
+    let mut ip = vec![0x45, 0, 0, 0, 0, 0, 0x40, 0, 64, protocol, 0, 0];
+    ip[2..4].copy_from_slice(&(IPV4 as u16 + length).to_be_bytes());
+    ip.extend(addresses);
+    let sum = checksum(&ip, 0);
+    ip[10..12].copy_from_slice(&sum.to_be_bytes());
+    ip
+}
+
+fn octets(address: IpAddr) -> Vec<u8> {
+    match address {
+        IpAddr::V4(address) => address.octets().to_vec(),
+        IpAddr::V6(address) => address.octets().to_vec(),
+    }
+}
+
+fn address_sum(address: IpAddr) -> u32 {
+    octets(address).as_chunks::<2>().0.iter().map(|pair| u32::from(u16::from_be_bytes(*pair))).sum()
 }
 
 /// The Internet checksum (RFC 1071) of some bytes, on top of `start`.
@@ -110,6 +131,8 @@ fn checksum(bytes: &[u8], start: u32) -> u16 {
 
 #[cfg(test)]
 mod tests {
+    use std::net::{Ipv4Addr, SocketAddrV4};
+
     use super::*;
     use postern_wire::{Frame, PacketKind, parse};
 
@@ -123,10 +146,16 @@ mod tests {
             let mut bytes = frame(macs, a, b, carried, 75);
             let length = bytes.len();
             assert!(length >= 75);
-            let pseudo = addresses_sum(*a.ip()) + addresses_sum(*b.ip()) + u32::from(bytes[23]);
+            let pseudo = address_sum((*a.ip()).into()) + address_sum((*b.ip()).into()) + u32::from(bytes[23]);
             assert_eq!(checksum(&bytes[34..], pseudo + (length - 34) as u32), 0);
             let parsed = parse(&Frame::new(&mut bytes, 0, length).unwrap()).unwrap();
             assert_eq!((parsed.kind, parsed.key.source_socket(), parsed.key.destination_socket()), (kind, a, b));
+            let [a, b]: [SocketAddr; 2] = ["[2001:db8::1]:999", "[2001:db8::2]:53"].map(|text| text.parse().unwrap());
+            let mut bytes = frame(macs, a, b, carried, 96);
+            let pseudo = address_sum(a.ip()) + address_sum(b.ip()) + u32::from(bytes[20]);
+            assert_eq!(checksum(&bytes[54..], pseudo + 96 - 54), 0);
+            let parsed = parse(&Frame::new(&mut bytes, 0, 96).unwrap()).unwrap();
+            assert_eq!((parsed.kind, parsed.key.is_wide(), parsed.end), (kind, true, 96));
         }
     }
 }

@@ -87,6 +87,9 @@ impl Forwarder<'_> {
         if parsed.ttl <= 1 {
             return self.refuse_for(record.endpoint, DropReason::TtlExpired);
         }
+        if record.forward.is_wide() {
+            return self.pass_error_to_ipv6(frame, parsed, &quote, found, outbox, now);
+        }
         // The error leaves on the other side of the flow, as if it were the flow's own packet; what it quotes is put back into
         // what that side had sent.
         let (sent, hop_index) = match found.direction() {

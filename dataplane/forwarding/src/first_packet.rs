@@ -230,9 +230,6 @@ impl Forwarder<'_> {
         };
         let group = group.and_then(|group| snapshot.target_groups.get(group.at()));
         let group = group.ok_or(DropReason::NoTarget)?;
-        if WIDE && group.family == Family::V4 {
-            return Err(DropReason::NoTarget);
-        }
         let target = group.target(hash).ok_or(DropReason::NoTarget)?;
         self.ways.find(snapshot, WayKey { endpoint: index, listener: number, target, pool: group.pool })
     }

@@ -113,6 +113,9 @@ impl Forwarder<'_> {
         outbox: &mut Outbox,
         now: Now,
     ) -> Verdict {
+        if !self.table.record(index).reverse.is_wide() {
+            return self.forward_nat64(frame, parsed, index, reverse, size, endpoint_mtu, outbox, now);
+        }
         let Some(addresses) = self.table.wide(index).copied() else { return self.refuse(DropReason::NoFlow) };
         let record = self.table.record_mut(index);
         let (hop_index, to, other) = if reverse {
@@ -152,8 +155,10 @@ impl Forwarder<'_> {
         now: Now,
     ) -> Verdict {
         let hop = self.hops.at(hop_index);
-        let tunnelled = frame.offload.is_segmented() && frame.offload.checksum_start != parsed.l4;
-        if !hop.resolved || tunnelled {
+        // A super-frame of another version of IP may have become longer than an ordinary one can be.
+        let too_long = parsed.end - u32::from(parsed.l3) > u32::from(u16::MAX);
+        let in_segments = frame.offload.is_segmented() && (frame.offload.checksum_start != parsed.l4 || too_long);
+        if !hop.resolved || in_segments {
             return self.detour(frame, parsed, endpoint, hop_index, outbox, now);
         }
         if !hop.write(frame, usize::from(parsed.l3)) {

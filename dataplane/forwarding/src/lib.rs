@@ -12,6 +12,7 @@ mod fragments;
 mod ipv6;
 mod lifecycle;
 mod limiter;
+mod nat64;
 mod next_hops;
 pub mod outbox;
 mod pieces;

@@ -158,6 +158,9 @@ drop_reasons! {
     IcmpType = "icmp_type",
     /// A message of Neighbor Discovery that is not for the gateway: of routers, a redirect, or with a hop limit below 255.
     NeighbourDiscovery = "neighbour_discovery",
+    /// A packet between an IPv6 client and an IPv4 target that the other version of IP has no form for: a source route, a
+    /// super-frame without checksums, an ICMP error without counterpart, or one that would have to be fragmented.
+    Nat64 = "nat64",
     /// An ICMP message with a wrong checksum.
     IcmpChecksum = "icmp_checksum",
     /// An ICMP error that quotes no packet of a live flow.

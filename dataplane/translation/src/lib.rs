@@ -8,6 +8,7 @@ pub mod icmpv6;
 pub mod insertion;
 pub mod ipv6;
 pub mod mss;
+pub mod nat64;
 pub mod plan;
 pub mod ports;
 pub mod proxy_header;

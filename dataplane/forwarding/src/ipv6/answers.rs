@@ -96,6 +96,9 @@ impl Forwarder<'_> {
         now: Now,
     ) -> Verdict {
         let record = *self.table.record(found.index());
+        if !record.reverse.is_wide() {
+            return self.pass_error_to_ipv4(frame, parsed, quote, found, outbox, now);
+        }
         let Some(addresses) = self.table.wide(found.index()) else { return self.refuse(DropReason::NoFlow) };
         let (sent, of_sent, hop_index) = if found.is_reverse() {
             (record.forward, addresses.forward, record.reverse_hop)

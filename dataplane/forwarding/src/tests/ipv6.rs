@@ -14,7 +14,7 @@ const SNAT6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 9, 0, 0, 0, 0, 0x200);
 const TARGET6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 9, 0, 0, 0, 0, 0x11);
 const ROUTER6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 9, 0, 0, 0, 0, 1);
 
-const fn at(address: Ipv6Addr, port: u16) -> SocketAddrV6 {
+pub(super) const fn at(address: Ipv6Addr, port: u16) -> SocketAddrV6 {
     SocketAddrV6::new(address, port, 0, 0)
 }
 
@@ -57,14 +57,14 @@ fn ip(
         .ip(etherparse::IpHeaders::Ipv6(header, Default::default()))
 }
 
-fn udp6(port: PortIndex, source: SocketAddrV6, destination: SocketAddrV6, payload: &[u8]) -> Vec<u8> {
+pub(super) fn udp6(port: PortIndex, source: SocketAddrV6, destination: SocketAddrV6, payload: &[u8]) -> Vec<u8> {
     let mut bytes = Vec::new();
     let builder = ip(port, *source.ip(), *destination.ip()).udp(source.port(), destination.port());
     builder.write(&mut bytes, payload).unwrap();
     bytes
 }
 
-fn tcp6(
+pub(super) fn tcp6(
     port: PortIndex,
     source: SocketAddrV6,
     destination: SocketAddrV6,
@@ -88,7 +88,7 @@ fn tcp6(
 }
 
 /// Source and destination of a TCP or UDP frame without extension headers.
-fn ends6(bytes: &[u8]) -> (SocketAddrV6, SocketAddrV6) {
+pub(super) fn ends6(bytes: &[u8]) -> (SocketAddrV6, SocketAddrV6) {
     let address = |at: usize| Ipv6Addr::from_octets(*bytes[at..].first_chunk().unwrap());
     let port = |at: usize| u16::from_be_bytes([bytes[at], bytes[at + 1]]);
     (at(address(22), port(54)), at(address(38), port(56)))
@@ -106,7 +106,14 @@ fn connect(bed: &mut Bed, port: PortIndex, client: SocketAddrV6) -> SocketAddrV6
 }
 
 /// An ICMPv6 error about `quoted` (an IPv6 packet), as it arrives on a port.
-fn error6(port: PortIndex, from: Ipv6Addr, to: Ipv6Addr, kind: (u8, u8), rest: [u8; 4], quoted: &[u8]) -> Vec<u8> {
+pub(super) fn error6(
+    port: PortIndex,
+    from: Ipv6Addr,
+    to: Ipv6Addr,
+    kind: (u8, u8),
+    rest: [u8; 4],
+    quoted: &[u8],
+) -> Vec<u8> {
     let mut bytes = Vec::new();
     ip(port, from, to).icmpv6_raw(kind.0, kind.1, rest).write(&mut bytes, quoted).unwrap();
     bytes
@@ -444,11 +451,17 @@ fn ipv6_and_ipv4_live_beside_each_other() {
         )
         .replace("{ name = \"web\" }", "{ name = \"web\" }, { name = \"web6\" }");
     let mut bed = Bed::from_toml(2, &toml, 4096);
-    let mut wide = 0;
+    let mut to = std::collections::HashMap::new();
     for number in 1..40 {
         bed.connect(CONSUMER_A, socket(CLIENT, number));
-        let sent = bed.receive(CONSUMER_A, &udp6(CONSUMER_A, at(CLIENT6, number), DNS, b"question"));
-        wide += usize::from(sent.iter().any(|sent| ends6(&sent.bytes).1 == TARGET));
+        let sent = bed.one(CONSUMER_A, &udp6(CONSUMER_A, at(CLIENT6, number), DNS, b"question"));
+        let wide = sent.bytes[12..14] == [0x86, 0xdd];
+        if wide {
+            assert_eq!(ends6(&sent.bytes).1, TARGET);
+        } else {
+            assert_eq!(sent.destination(), super::bed::TARGET);
+        }
+        *to.entry(wide).or_insert(0) += 1;
     }
-    assert!(wide > 5, "some of the flows go to the IPv6 group");
+    assert!(to[&true] > 5 && to[&false] > 5, "IPv6 clients are shared out among targets of both families: {to:?}");
 }

@@ -5,6 +5,7 @@ mod connections;
 mod errors;
 mod fragments;
 mod ipv6;
+mod nat64;
 mod noise;
 mod ports;
 mod tcp_life;
