@@ -42,7 +42,7 @@ const fn case(name: &'static str, ends: Ends, protocol: Protocol, packets: Packe
     Case { name, ends, protocol, packets }
 }
 
-const CASES: [Case; 9] = [
+const CASES: [Case; 10] = [
     case("established_tcp", Ends::V4, Protocol::Tcp, Packets::Established),
     case("established_udp", Ends::V4, Protocol::Udp, Packets::Established),
     case("established_tcp_burst1", Ends::V4, Protocol::Tcp, Packets::EstablishedOne),
@@ -52,6 +52,7 @@ const CASES: [Case; 9] = [
     case("established_tcp6", Ends::V6, Protocol::Tcp, Packets::Established),
     case("established_udp6", Ends::V6, Protocol::Udp, Packets::Established),
     case("new_flow_tcp6", Ends::V6, Protocol::Tcp, Packets::First),
+    case("established_nat64", Ends::Nat64, Protocol::Tcp, Packets::Established),
 ];
 
 /// Room for flows, and so the most first packets of a run.

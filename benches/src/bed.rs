@@ -352,9 +352,9 @@ impl<'m> Bed<'m> {
             }
             Protocol::Udp => (Carried::Udp, Carried::Udp, Carried::Udp),
         };
+        let (client, endpoint) = (self.ends.client(number), self.ends.endpoint());
         let from_client = |carried| {
             let macs = (CONSUMER_MAC, NEIGHBOUR_MAC);
-            let (client, endpoint) = (self.ends.client(number), self.ends.endpoint());
             Template::new(&frame(macs, client, endpoint, carried, FRAME), CONSUMER_PORT)
         };
         let translated = self.send("first", number, &from_client(first))?;

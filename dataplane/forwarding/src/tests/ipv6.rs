@@ -1,9 +1,11 @@
 //! IPv6 clients, endpoints and targets: frames in, frames out.
 
+use std::cell::RefCell;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr, SocketAddrV6};
 
 use etherparse::PacketBuilder;
 use postern_wire::{Offload, PortIndex, nd};
+use proptest::prelude::*;
 
 use super::bed::*;
 use crate::{DropReason, Verdict};
@@ -437,9 +439,9 @@ fn ipv6_neighbour_messages_are_for_the_control_side_and_what_routers_say_is_drop
     }
 }
 
-#[test]
-fn ipv6_and_ipv4_live_beside_each_other() {
-    let toml = CONFIGURATION
+/// Both families everywhere: IPv6 clients have targets of both.
+fn dual_stack() -> String {
+    CONFIGURATION
         .replace("{pool}", "addresses = [\"10.9.0.200\", \"2001:db8:9::200\"]")
         .replace("{targets}", ONE_TARGET)
         .replace("[\"10.0.0.0/24\"]", "[\"10.0.0.0/24\", \"2001:db8:1::/64\"]")
@@ -449,8 +451,12 @@ fn ipv6_and_ipv4_live_beside_each_other() {
             "[[load_balancer]]",
             &format!("[[target_group]]\nname = \"web6\"\nvpc = \"vpc-p\"\nsnat_pool = \"pool\"\n{TARGET_LINES}[[load_balancer]]"),
         )
-        .replace("{ name = \"web\" }", "{ name = \"web\" }, { name = \"web6\" }");
-    let mut bed = Bed::from_toml(2, &toml, 4096);
+        .replace("{ name = \"web\" }", "{ name = \"web\" }, { name = \"web6\" }")
+}
+
+#[test]
+fn ipv6_and_ipv4_live_beside_each_other() {
+    let mut bed = Bed::from_toml(2, &dual_stack(), 4096);
     let mut to = std::collections::HashMap::new();
     for number in 1..40 {
         bed.connect(CONSUMER_A, socket(CLIENT, number));
@@ -464,4 +470,96 @@ fn ipv6_and_ipv4_live_beside_each_other() {
         *to.entry(wide).or_insert(0) += 1;
     }
     assert!(to[&true] > 5 && to[&false] > 5, "IPv6 clients are shared out among targets of both families: {to:?}");
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(2000))]
+
+    #[test]
+    fn damaged_packets_of_live_ipv6_and_nat64_flows_never_panic(
+        damage in proptest::collection::vec((0usize..140, any::<u8>()), 0..6),
+        (kind, number) in (0u8..6, 1u16..9),
+        raw in any::<[u8; 10]>(),
+        (offloaded, mend, cut) in (any::<bool>(), any::<bool>(), 0usize..20),
+    ) {
+        BED.with_borrow_mut(|bed| {
+            bed.checks = true;
+            let client = at(CLIENT6, number);
+            let query = bed.one(CONSUMER_A, &udp6(CONSUMER_A, client, DNS, b"some payload, long enough for a plain frame"));
+            let wide = query.bytes[12..14] == [0x86, 0xdd];
+            let mut bytes = match kind {
+                0 => udp6(CONSUMER_A, client, DNS, b"some payload, long enough for a plain frame"),
+                1 => tcp6(CONSUMER_A, client, WEB, Flags::SYN, 1, 0, b""),
+                2 => error6(CONSUMER_A, CLIENT6, ENDPOINT6, (1, 4), [0; 4], &udp6(CONSUMER_A, DNS, client, b"answer")[14..]),
+                _ if wide => {
+                    let (snat, target) = ends6(&query.bytes);
+                    match kind {
+                        3 => udp6(PROVIDER, target, snat, b"some payload, long enough for a plain frame"),
+                        _ => error6(PROVIDER, ROUTER6, *snat.ip(), (kind % 4 + 1, 0), [0, 0, 5, 0], &query.bytes[14..]),
+                    }
+                }
+                3 => udp(PROVIDER, query.destination(), query.source(), b"some payload"),
+                _ => {
+                    let mut bytes = Vec::new();
+                    PacketBuilder::ethernet2([2; 6], port_mac(PROVIDER).0)
+                        .ipv4([10, 9, 0, 1], SNAT.octets(), 64)
+                        .icmpv4_raw([3, 11][usize::from(kind & 1)], 0, [0, 32, 5, 0])
+                        .write(&mut bytes, &query.bytes[14..])
+                        .unwrap();
+                    bytes
+                }
+            };
+            for (at, value) in damage {
+                if let Some(byte) = bytes.get_mut(at) {
+                    *byte = value;
+                }
+            }
+            bytes.truncate(bytes.len().saturating_sub(cut));
+            if mend {
+                repair(&mut bytes);
+            }
+            let offload = if offloaded {
+                Offload {
+                    flags: raw[0] & 3,
+                    segmentation_type: raw[1] & 7,
+                    header_length: u16::from(raw[2]),
+                    segment_size: u16::from(raw[4]),
+                    checksum_start: u16::from(raw[6]) % 90,
+                    checksum_offset: u16::from(raw[8]) % 32,
+                }
+            } else {
+                Offload::NONE
+            };
+            bed.unchecked(if kind < 3 { CONSUMER_A } else { PROVIDER }, &bytes, offload);
+            bed.assert_balanced();
+        });
+    }
+}
+
+/// Makes lengths, the IPv4 header checksum and the ICMP checksums right again.
+fn repair(bytes: &mut [u8]) {
+    if bytes.len() < 62 {
+        return;
+    }
+    let length = bytes.len() - 14;
+    if bytes[12..14] == [0x86, 0xdd] {
+        bytes[18..20].copy_from_slice(&(length as u16 - 40).to_be_bytes());
+        if bytes[20] == 58 {
+            let addresses = *postern_wire::ipv6::addresses(bytes, 14).unwrap();
+            postern_wire::icmpv6::complete_checksum(&mut bytes[54..], &addresses);
+        }
+    } else if bytes[14] == 0x45 {
+        bytes[16..18].copy_from_slice(&(length as u16).to_be_bytes());
+        postern_wire::ipv4::complete_checksum(&mut bytes[14..34]);
+        if bytes[23] == 1 {
+            bytes[36..38].fill(0);
+            let sum = postern_wire::checksum::checksum(&bytes[34..], 0);
+            bytes[36..38].copy_from_slice(&sum.to_le_bytes());
+        }
+    }
+}
+
+thread_local! {
+    /// One gateway for all cases.
+    static BED: RefCell<Bed> = RefCell::new(Bed::from_toml(1, &dual_stack(), 4096));
 }
