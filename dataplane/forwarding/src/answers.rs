@@ -9,10 +9,11 @@ use postern_translation::segmentation::Segments;
 use postern_translation::{RewritePlan, mss};
 use postern_wire::frame::NO_VLAN;
 use postern_wire::icmp::{DESTINATION_UNREACHABLE, ECHO_REQUEST, FRAGMENTATION_NEEDED, TIME_EXCEEDED, is_error};
-use postern_wire::parse::{ETHERTYPE_IPV4, ETHERTYPE_IPV6, ETHERTYPE_VLAN};
-use postern_wire::{Direction, Frame, Offload, Parsed, PortIndex};
+use postern_wire::parse::{ETHERTYPE_IPV4, ETHERTYPE_IPV6, ETHERTYPE_VLAN, PROTOCOL_ICMP};
+use postern_wire::{Direction, FlowKey, Frame, Offload, Parsed, PortIndex};
 
 use crate::forwarder::Forwarder;
+use crate::fragments::may_be_cut;
 use crate::outbox::{Origin, Outbox};
 use crate::verdict::{DropReason, HandoffNote, Verdict, WorkerIndex};
 
@@ -101,6 +102,9 @@ impl Forwarder<'_> {
         icmp::translate_error(frame.bytes_mut(), parsed, &quote, outer, &inner);
         frame.truncate(parsed.end as usize);
         let hop = self.hops.at(hop_index);
+        if parsed.end - u32::from(parsed.l3) > u32::from(hop.mtu) {
+            return self.large_error(frame, parsed, record.endpoint, hop_index, outer, outbox, now);
+        }
         if !hop.resolved {
             return self.detour(frame, parsed, record.endpoint, hop_index, outbox, now);
         }
@@ -108,6 +112,28 @@ impl Forwarder<'_> {
             return self.refuse_for(record.endpoint, DropReason::Unsegmentable);
         }
         Verdict::Forward(hop.port)
+    }
+
+    /// A translated error that is larger than the way out allows: cut if it may be, else dropped, as nobody answers an error.
+    #[cold]
+    #[expect(clippy::too_many_arguments, reason = "the pieces of one packet")]
+    fn large_error(
+        &mut self,
+        frame: &mut Frame<'_>,
+        parsed: &Parsed,
+        endpoint: u32,
+        hop_index: u32,
+        addresses: u64,
+        outbox: &mut Outbox,
+        now: Now,
+    ) -> Verdict {
+        if !may_be_cut(frame, parsed) {
+            return self.refuse_for(endpoint, DropReason::TooBig);
+        }
+        let to = FlowKey::from_wire(parsed.key.attachment(), PROTOCOL_ICMP, addresses, 0);
+        self.identify(frame, parsed, to);
+        let mtu = self.hops.at(hop_index).mtu;
+        self.forward_in_pieces(frame, parsed, endpoint, hop_index, mtu, to, outbox, now)
     }
 
     /// Sends a frame back to the station that it came from, on the port on which it came.
@@ -152,7 +178,8 @@ impl Forwarder<'_> {
     ) -> bool {
         let mut header = [0; 18];
         let Some((front, port)) = self.link_header(frame, parsed, &mut header) else { return false };
-        if outbox.room() == 0 || !self.answers.take(now) {
+        let who = parsed.key.addresses >> 32 ^ u64::from(parsed.key.attachment().0) << 32;
+        if outbox.room() == 0 || !self.answers.take(who, now) {
             return false;
         }
         outbox.push(port, Origin::Made, Offload::NONE, ANSWER, |room| {

@@ -15,7 +15,7 @@ use postern_wire::{AttachmentIndex, FlowKey, Frame, MacAddress, PacketKind, Pars
 
 use crate::counters::WorkerCounters;
 use crate::fragments::Fragments;
-use crate::limiter::TokenBucket;
+use crate::limiter::FairLimiter;
 use crate::next_hops::{NextHops, own_mac};
 use crate::outbox::Outbox;
 use crate::verdict::{DropReason, HandoffNote, Verdict, WorkerIndex};
@@ -141,7 +141,7 @@ impl FlowView {
     }
 }
 
-/// RSTs and ICMP errors of our own that a worker sends in a second, and at once.
+/// RSTs and ICMP errors of our own that a worker sends in a second, and at once; half of them on behalf of one address.
 const ANSWERS_PER_SECOND: u32 = 1000;
 const ANSWERS_AT_ONCE: u32 = 200;
 /// Flows and rests that one slice of housekeeping looks at.
@@ -158,7 +158,7 @@ pub struct Forwarder<'m> {
     pub(crate) ways: Ways,
     pub(crate) waiting: WaitingRoom,
     pub(crate) fragments: Fragments,
-    pub(crate) answers: TokenBucket,
+    pub(crate) answers: FairLimiter,
     /// How many rests the allocator had cut short when they were counted last.
     rests_cut_short: u64,
     pub(crate) ports: Vec<PortInfo>,
@@ -291,7 +291,7 @@ impl<'m> Forwarder<'m> {
             ways,
             waiting: WaitingRoom::new(),
             fragments: Fragments::new(config.worker, config.workers, [b ^ d.rotate_left(19), a ^ c.rotate_left(45)]),
-            answers: TokenBucket::new(ANSWERS_PER_SECOND, ANSWERS_AT_ONCE),
+            answers: FairLimiter::new(ANSWERS_PER_SECOND, ANSWERS_AT_ONCE),
             rests_cut_short: 0,
             ports: config.ports.clone(),
             snapshot,

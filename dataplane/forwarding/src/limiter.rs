@@ -31,9 +31,47 @@ impl TokenBucket {
     }
 }
 
+/// Endpoints that are told apart; those that share a place share its rate.
+const SHARES: usize = 256;
+
+/// What all may send together, of which nobody gets more than half: who makes a gateway answer a flood leaves room for others.
+#[derive(Debug, Clone)]
+pub(crate) struct FairLimiter {
+    all: TokenBucket,
+    shares: Box<[TokenBucket]>,
+}
+
+impl FairLimiter {
+    pub(crate) fn new(per_second: u32, burst: u32) -> Self {
+        let share = TokenBucket::new(per_second / 2, burst / 2);
+        Self { all: TokenBucket::new(per_second, burst), shares: vec![share; SHARES].into_boxed_slice() }
+    }
+
+    /// Takes one token on behalf of `who`, a local address in whichever form; false if there is none for it.
+    pub(crate) fn take(&mut self, who: u64, now: Now) -> bool {
+        // The high bits of a product depend on all bits of the factors.
+        let place = (who.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 56) as usize % SHARES;
+        self.shares[place].take(now) && self.all.take(now)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn nobody_takes_more_than_half_of_what_there_is_for_all() {
+        let mut limiter = FairLimiter::new(1000, 200);
+        let mut now = Now::from_milliseconds(5000);
+        let mut taken = [0; 2];
+        for _ in 0..1000 {
+            now = now.plus_milliseconds(1);
+            taken[0] += (0..100).filter(|_| limiter.take(1, now)).count();
+            taken[1] += usize::from(now.milliseconds() % 10 == 0 && limiter.take(2, now));
+        }
+        assert!((500..=600).contains(&taken[0]), "{taken:?}");
+        assert_eq!(taken[1], 100, "the other is answered each time");
+    }
 
     #[test]
     fn a_burst_passes_and_then_the_rate() {

@@ -9,6 +9,7 @@ mod control;
 mod counters;
 mod edges;
 mod failures;
+mod fragments;
 mod frames;
 mod health;
 mod host;

@@ -147,7 +147,7 @@ fn a_packet_whose_time_to_live_runs_out_comes_back_as_icmp_from_the_endpoint() {
 }
 
 /// Sends an ICMP echo with `length` bytes behind the header; the echoed bytes, if an answer comes within a second.
-fn ping(to: Ipv4Addr, sequence: u8, length: usize) -> Option<Vec<u8>> {
+pub(crate) fn ping(to: Ipv4Addr, sequence: u8, length: usize) -> Option<Vec<u8>> {
     let mut socket = Socket::new(Domain::IPV4, Type::RAW, Some(IpProtocol::ICMPV4)).unwrap();
     socket.set_read_timeout(Some(Duration::from_millis(300))).unwrap();
     socket.connect(&SocketAddrV4::new(to, 0).into()).unwrap();

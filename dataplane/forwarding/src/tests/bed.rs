@@ -490,8 +490,9 @@ pub(super) fn assert_valid(bytes: &[u8], offload: Offload) {
             assert_eq!(udp.checksum(), wanted, "UDP checksum");
         }
         Some(TransportSlice::Icmpv4(icmp)) => {
-            let wanted = icmp.header().icmp_type.calc_checksum(icmp.payload());
-            assert_eq!(icmp.header().checksum, wanted, "ICMP checksum");
+            // Of some types etherparse's own sum leaves out what it does not know (RFC 4884's length).
+            let sum = postern_wire::checksum::fold(postern_wire::checksum::sum(icmp.slice()));
+            assert_eq!(sum, 0xffff, "ICMP checksum");
         }
         _ => {}
     }
