@@ -12,7 +12,7 @@ use crate::wiring::datagram;
 /// The gateway's port toward the first consumer, and a sender of ours.
 const ETHERNET: [u8; 14] = [2, 0, 0, 0, 0x0a, 1, 2, 0, 0, 0, 0, 9, 8, 0];
 
-fn frame(packet: &[u8]) -> Vec<u8> {
+pub(crate) fn frame(packet: &[u8]) -> Vec<u8> {
     [&ETHERNET[..], packet].concat()
 }
 
