@@ -24,7 +24,8 @@ const STEPS: usize = 400;
 fuzz_target!(|bytes: &[u8]| {
     let mut input = Input::new(bytes);
     let workers = 1 + u16::from(input.byte() % 3);
-    let mut memory: Vec<_> = (0..workers).map(|_| vec![0_u64; Forwarder::region_size(FLOWS, FLOWS).div_ceil(8)]).collect();
+    let mut memory: Vec<_> =
+        (0..workers).map(|_| vec![0_u64; Forwarder::region_size(FLOWS, FLOWS).div_ceil(8)]).collect();
     let mut gateway = Gateway::new(&mut memory, FLOWS);
     for _ in 0..STEPS {
         if input.is_empty() {

@@ -85,9 +85,17 @@ impl<'m> Gateway<'m> {
         let step = input.byte();
         match step % 16 {
             // A burst of one to eight frames at one worker, mostly of the kinds that a gateway sees.
-            0..=6 => {
+            0..=5 => {
                 let burst = (0..1 + usize::from(step >> 4) % MOST_FRAMES).map(|_| self.arrival(input)).collect();
                 self.burst(usize::from(input.byte()), burst);
+            }
+            // The fragments of one packet, at one worker or at any.
+            6 => {
+                let (port, whole) = packet::arriving(input);
+                for (at, bytes) in packet::fragments(input, &whole).into_iter().enumerate() {
+                    let arrival = Arrival { port, bytes, offload: Offload::NONE, vlan: NO_VLAN };
+                    self.burst(usize::from(step >> 4) * at, vec![arrival]);
+                }
             }
             // An answer to what came out last.
             7..=9 => {

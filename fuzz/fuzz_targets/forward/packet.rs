@@ -82,6 +82,41 @@ pub(crate) fn arriving(input: &mut Input<'_>) -> (u16, Vec<u8>) {
     (port, ethernet(port, source, &ipv4(source, destination, protocol, 64, &transport)))
 }
 
+/// The fragments of a frame's IPv4 packet, in an order, with omissions, copies and overlaps of the input's choice.
+pub(crate) fn fragments(input: &mut Input<'_>, frame: &[u8]) -> Vec<Vec<u8>> {
+    let l3 = if frame.get(12..14) == Some(&[0x81, 0]) { 18 } else { 14 };
+    let Some((header, payload)) = frame.split_at_checked(l3 + 20).filter(|_| frame[l3] == 0x45) else {
+        return vec![frame.to_vec()];
+    };
+    let how = input.byte();
+    let unit = 8 * (1 + usize::from(how & 15));
+    let identification = how >> 4 & 3;
+    let mut starts: Vec<usize> = (0..payload.len()).step_by(unit).take(8).collect();
+    if how & 0x40 != 0 {
+        starts.reverse();
+    }
+    let change = if how & 0x80 != 0 { input.byte() } else { 0 };
+    let at = usize::from(change >> 3) % starts.len().max(1);
+    match change & 3 {
+        1 => drop(starts.get(at).is_some().then(|| starts.remove(at))),
+        2 => starts.extend(starts.get(at).copied()),
+        3 => starts.extend(starts.get(at).map(|start| start + 8)),
+        _ => {}
+    }
+    let cut = |start: usize| {
+        let end = payload.len().min(start + unit);
+        let part = payload.get(start..end).unwrap_or(&[]);
+        let mut bytes = [header, part].concat();
+        let ends = end == payload.len() || change & 4 != 0;
+        let field = (start / 8) as u16 | if ends { 0 } else { 0x2000 };
+        bytes[l3 + 4..l3 + 6].copy_from_slice(&[0, identification]);
+        bytes[l3 + 6..l3 + 8].copy_from_slice(&field.to_be_bytes());
+        mend(&mut bytes);
+        bytes
+    };
+    starts.into_iter().map(cut).collect()
+}
+
 /// The answer to a translated frame, as whoever got it would send it, with other TCP flags.
 pub(crate) fn answer(frame: &[u8], flags: u8) -> Option<Vec<u8>> {
     let mut bytes = frame.to_vec();

@@ -479,4 +479,54 @@ proptest! {
         prop_assert_eq!(reassemble(&sent), wanted);
         prop_assert_eq!(bed.total(|counters| counters.held.get()), 0);
     }
+
+    #[test]
+    fn whatever_fragments_come_no_byte_of_a_datagram_leaves_twice_and_nothing_is_held_for_ever(
+        steps in proptest::collection::vec(
+            ((0u8..3, any::<bool>(), any::<bool>()), 0u16..3, 0usize..12, 1usize..8, any::<bool>(), 0u64..1200),
+            1..100,
+        ),
+        workers in 1u16..4,
+        cramped: bool,
+    ) {
+        let mut bed = Bed::from_toml(workers, &CONFIGURATION.replace("{pool}", POOL).replace("{targets}", ONE_TARGET), 1024);
+        let clients = [2, 3, 4].map(|last| socket(Ipv4Addr::new(10, 0, 0, last), 4000));
+        let seen = clients.map(|client| bed.one(CONSUMER_A, &udp(CONSUMER_A, client, DNS, b"q")).source());
+        if cramped {
+            bed.outbox = crate::Outbox::new(2);
+        }
+        let mut left = std::collections::HashSet::new();
+        let mut whole_frames = 0;
+        for ((client, from_target, tcp_segment), number, start, length, more, milliseconds) in steps {
+            let client = usize::from(client);
+            let (port, whole) = match (from_target, tcp_segment) {
+                (false, false) => (CONSUMER_A, udp(CONSUMER_A, clients[client], DNS, &[7; 200])),
+                (false, true) => (CONSUMER_A, tcp(CONSUMER_A, clients[client], WEB, Flags::SYN, 1, 0, &[7; 200])),
+                (true, _) => (PROVIDER, udp(PROVIDER, TARGET, seen[client], &[7; 200])),
+            };
+            let from = start * 8;
+            let until = (from + length * 8).min(whole.len() - 34 & !7);
+            let part = fragment(&whole, number, from, more, &whole[34 + from..34 + until]);
+            bed.now = bed.now.plus_milliseconds(milliseconds);
+            let mut sent = bed.receive(port, &part);
+            bed.housekeeping();
+            sent.append(&mut bed.sent);
+            for Sent { bytes, .. } in sent {
+                let field = u16::from_be_bytes([bytes[20], bytes[21]]);
+                if field & 0x3fff == 0 {
+                    whole_frames += 1;
+                    continue;
+                }
+                for byte in 0..bytes.len() - 34 {
+                    let at = usize::from(field & 0x1fff) * 8 + byte;
+                    prop_assert!(left.insert((bytes[26..34].to_vec(), bytes[23], identification(&bytes), at)));
+                }
+            }
+        }
+        // A fragment from the start to the end is a whole packet.
+        prop_assert!(whole_frames < 100);
+        bed.wait_seconds(20);
+        bed.assert_balanced();
+        prop_assert_eq!(bed.total(|counters| counters.held.get()), 0);
+    }
 }
