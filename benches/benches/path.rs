@@ -115,7 +115,7 @@ fn new_flows(criterion: &mut Criterion) {
         let mut region = bed::region(capacity).expect("memory for the flows");
         let mut bed = Bed::new(region.bytes_mut(), capacity).expect("a forwarder");
         bed.establish(protocol, 0..ALL_TARGETS).expect("handshakes");
-        let packets = Bed::first_packets(protocol, ALL_TARGETS..capacity / 2);
+        let packets = Bed::first_packets(protocol, ALL_TARGETS..capacity / 16);
         let bursts = packets.as_chunks::<FRAMES>().0;
         let mut at = 0;
         group.throughput(Throughput::Elements(FRAMES as u64));

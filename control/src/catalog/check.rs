@@ -100,7 +100,7 @@ impl Checker<'_, '_> {
             AnyObject::Attachment(attachment) => self.attachment(&attachment.metadata.id, &attachment.spec)?,
             AnyObject::SnatPool(pool) => self.snat_pool(&pool.metadata.id, &pool.spec)?,
             AnyObject::SecurityGroup(group) => self.security_group(&group.spec)?,
-            AnyObject::TargetGroup(group) => self.target_group(&group.spec)?,
+            AnyObject::TargetGroup(group) => self.target_group(&group.metadata.id, &group.spec)?,
             AnyObject::LoadBalancer(balancer) => self.load_balancer(&balancer.spec)?,
             AnyObject::Service(service) => self.service(&service.spec)?,
             AnyObject::Endpoint(endpoint) => {

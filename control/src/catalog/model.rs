@@ -307,8 +307,39 @@ pub struct TargetGroupSpec {
     pub deregistration_delay_seconds: Option<u16>,
     /// Whether its flows end after that (not by default).
     pub deregistration_ends_flows: bool,
+    /// The PROXY protocol header, version 2, that tells targets who is calling; TCP only. Other than `off` it needs
+    /// [`feature::PROXY_PROTOCOL`].
+    pub proxy_protocol: ProxyProtocol,
     /// The targets.
     pub targets: Vec<TargetSpec>,
+}
+
+/// The PROXY protocol header that targets get in front of each TCP connection's data.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum ProxyProtocol {
+    /// None.
+    #[default]
+    Off,
+    /// With AWS' TLVs: CRC32C, the endpoint's id, padding.
+    Aws,
+    /// With Google's TLV: the connection id.
+    Google,
+    /// With Azure's TLV: the link id.
+    Azure,
+}
+
+impl ProxyProtocol {
+    /// As it is written.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Off => "off",
+            Self::Aws => "aws",
+            Self::Google => "google",
+            Self::Azure => "azure",
+        }
+    }
 }
 
 /// A target.
@@ -440,6 +471,9 @@ pub struct ListenerSpec {
     pub idle_seconds: Option<u16>,
     /// Upper bound of the MSS option, 88…65495 bytes; TCP only.
     pub mss: Option<u16>,
+    /// Whether both ends of a flow that was idle for too long are told by a RST; TCP only. Needs
+    /// [`feature::RESET_ON_EXPIRY`].
+    pub reset_on_expiry: Option<bool>,
     /// The groups that share its flows, one to five.
     pub target_groups: Vec<WeightedGroupSpec>,
 }
@@ -643,4 +677,8 @@ pub mod feature {
     pub const IPV6: &str = "ipv6";
     /// Probes of targets.
     pub const HEALTH_CHECKS: &str = "health-checks";
+    /// PROXY protocol headers.
+    pub const PROXY_PROTOCOL: &str = "proxy-protocol";
+    /// A RST to both ends of flows that were idle for too long.
+    pub const RESET_ON_EXPIRY: &str = "reset-on-expiry";
 }

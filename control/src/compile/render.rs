@@ -14,7 +14,7 @@ use super::{Node, Releasing};
 use crate::catalog::State;
 use crate::catalog::model::{
     AttachmentSpec, EndpointState, HealthCheckProtocol, HealthCheckSpec, Kind, ListenerSpec, Metadata, Object,
-    Protocol, ReturnPath, SnatPoolSpec, SnatPoolStatus, TargetGroupSpec, TargetSpec,
+    Protocol, ProxyProtocol, ReturnPath, SnatPoolSpec, SnatPoolStatus, TargetGroupSpec, TargetSpec,
 };
 
 /// Longest name that tables take, in characters.
@@ -159,6 +159,7 @@ fn group(state: &State, id: &str) -> (Vec<Resource>, Vec<Node>) {
         unhealthy_drain_seconds: group.spec.unhealthy_drain_seconds.map(i64::from),
         deregistration_delay_seconds: group.spec.deregistration_delay_seconds.map(i64::from),
         deregistration_ends_flows: Some(group.spec.deregistration_ends_flows),
+        proxy_protocol: Some(proxy_protocol(group.spec.proxy_protocol)),
         targets: targets.iter().map(target).collect(),
     };
     (vec![Resource::TargetGroup(resource)], vec![(Kind::SnatPool, snat_pool.clone()), (Kind::Vpc, vpc.clone())])
@@ -182,6 +183,15 @@ fn probe(check: &HealthCheckSpec) -> declared::HealthCheck {
     }
 }
 
+const fn proxy_protocol(header: ProxyProtocol) -> declared::ProxyProtocol {
+    match header {
+        ProxyProtocol::Off => declared::ProxyProtocol::Off,
+        ProxyProtocol::Aws => declared::ProxyProtocol::Aws,
+        ProxyProtocol::Google => declared::ProxyProtocol::Google,
+        ProxyProtocol::Azure => declared::ProxyProtocol::Azure,
+    }
+}
+
 const fn protocol(protocol: Protocol) -> declared::Protocol {
     match protocol {
         Protocol::Tcp => declared::Protocol::Tcp,
@@ -201,6 +211,7 @@ fn balancer(state: &State, id: &str) -> (Vec<Resource>, Vec<Node>) {
             port: listener.port.into(),
             idle_seconds: listener.idle_seconds.map(i64::from),
             mss: listener.mss.map(i64::from),
+            reset_on_expiry: listener.reset_on_expiry,
             target_groups: groups.collect(),
         }
     };

@@ -6,13 +6,17 @@
 //! Nothing grows or rehashes.
 #![forbid(unsafe_code)]
 
+pub mod half_open;
 pub mod index;
+pub mod insertions;
 pub mod record;
 pub mod table;
 pub mod tcp;
 pub mod wheel;
 pub mod wide;
 
+pub use half_open::HalfOpen;
+pub use insertions::{Insertion, InsertionTable};
 pub use record::{FlowRecord, NONE};
 pub use table::{AddressWords, FlowTable, Found, InsertError, RegionError};
 pub use tcp::State;

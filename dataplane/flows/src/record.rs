@@ -80,6 +80,8 @@ impl FlowRecord {
     pub const FLAG_LENT: u8 = 4;
     /// Not a flow of this worker: only a note that the flow lives at worker `target`.
     pub const FLAG_AWAY: u8 = 8;
+    /// Both ends are to be told of the flow's end where it was idle for too long.
+    pub const FLAG_TELL_ENDS: u8 = 16;
     /// In `state`: the flow's packets need more than the plan. The steady way compares the whole byte, so that such a flow
     /// falls out of it at no cost to others.
     pub const LONG_WAY: u8 = 0x80;

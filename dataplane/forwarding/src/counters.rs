@@ -47,8 +47,14 @@ pub struct WorkerCounters {
     pub ports_early: Counter,
     /// Rests of ports that ended early because there was no room to remember more.
     pub rests_cut_short: Counter,
-    /// Half-open flows evicted for their port.
+    /// Half-open flows evicted for their port, or for another one where there are as many as may be.
     pub half_open_evicted: Counter,
+    /// PROXY headers sent, first tries only.
+    pub proxy_headers: Counter,
+    /// PROXY headers sent once more, because no acknowledgement had come in time.
+    pub proxy_headers_repeated: Counter,
+    /// Flows ended because their target never acknowledged the PROXY header.
+    pub proxy_headers_given_up: Counter,
     /// Flows made with a port of this worker for another worker's bucket.
     pub flows_lent: Counter,
     /// Bursts processed.
@@ -149,6 +155,9 @@ impl WorkerCounters {
             ports_early: Counter::default(),
             rests_cut_short: Counter::default(),
             half_open_evicted: Counter::default(),
+            proxy_headers: Counter::default(),
+            proxy_headers_repeated: Counter::default(),
+            proxy_headers_given_up: Counter::default(),
             flows_lent: Counter::default(),
             bursts: Counter::default(),
             endpoints: (0..endpoints).map(|_| EndpointCounters::default()).collect(),

@@ -122,7 +122,11 @@ impl Forwarder<'_> {
         } else {
             record.last_seen = now.tick();
         }
-        self.forward(frame, parsed, index, slot.found.is_reverse(), endpoint_mtu, outbox, now)
+        let reverse = slot.found.is_reverse();
+        if self.table.record(index).goes_long_way() {
+            return self.forward_long_way(frame, parsed, index, reverse, endpoint_mtu, outbox, now);
+        }
+        self.forward(frame, parsed, index, reverse, endpoint_mtu, outbox, now)
     }
 
     /// Sends a packet of a flow on its way: size, time to live, counts, rewriting, next hop. Any packet, super-frames
@@ -289,6 +293,7 @@ impl Forwarder<'_> {
         let index = slot.found.index();
         let record = self.table.record_mut(index);
         if record.is_expired(now.tick()) {
+            self.tell_ends(index, outbox);
             return self.reopen(frame, slot, note, outbox, now);
         }
         record.last_seen = now.tick();

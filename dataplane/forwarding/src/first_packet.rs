@@ -153,7 +153,12 @@ impl Forwarder<'_> {
             return self.ttl_expired(frame, parsed, index.0, outbox, now);
         }
         let sequence = match parsed.kind {
-            PacketKind::Tcp => sequence_number(frame, parsed),
+            PacketKind::Tcp => {
+                if self.half_open.is_full_for(index.0) && !self.make_half_open_room(index.0, outbox, now) {
+                    return self.refuse_for(index.0, DropReason::HalfOpenFull);
+                }
+                sequence_number(frame, parsed)
+            }
             _ => 0,
         };
         let place = match self.choose::<WIDE>(frame, parsed, index, sequence) {
@@ -166,6 +171,9 @@ impl Forwarder<'_> {
             Err(Leaseless::Refused(reason)) => return self.refuse_for(index.0, reason),
         };
         match self.record::<WIDE>(frame, slot, place, &lease, snat, note, outbox, now) {
+            Ok((flow, mtu)) if self.table.record(flow).goes_long_way() => {
+                self.begin_long_way(frame, slot, flow, mtu, outbox, now)
+            }
             Ok((flow, mtu)) if WIDE => self.forward(frame, parsed, flow, false, mtu, outbox, now),
             Ok((flow, mtu)) => self.forward_first(frame, slot, flow, mtu, outbox, now),
             Err(reason) => {
@@ -391,11 +399,12 @@ impl Forwarder<'_> {
             record.forward = forward;
             (record.forward_hop, record.reverse_hop) = (forward_hop, reverse_hop);
             (record.last_seen, record.started) = (now.tick(), now.tick());
-            record.state = state as u8;
+            // The way's record says whether its flows need more than the plan.
+            record.state |= state as u8;
             record.idle_seconds = state.idle_seconds(record.listener_idle_seconds);
             record.lane = lease.lane;
             if let Some(origin) = lent_to {
-                record.flags = FlowRecord::FLAG_LENT;
+                record.flags |= FlowRecord::FLAG_LENT;
                 record.bucket_owner = origin.0 as u8;
             }
         };
@@ -423,7 +432,7 @@ impl Forwarder<'_> {
         self.hops.hold(forward_hop);
         self.hops.hold(reverse_hop);
         if tcp {
-            self.enter_half_open(index, lease.lane);
+            self.enter_half_open(index, lease.lane, endpoint);
             if WIDE {
                 self.clamp_to6(frame, &slot.parsed, [forward_hop, reverse_hop], mtu, mss);
             } else {

@@ -3,7 +3,7 @@
 use std::net::{IpAddr, SocketAddr, SocketAddrV4};
 use std::sync::Arc;
 
-use postern_flows::{FlowTable, Found, RegionError, WideAddresses};
+use postern_flows::{FlowTable, Found, HalfOpen, InsertionTable, RegionError, WideAddresses};
 use postern_measurement::Now;
 use postern_steering::Ownership;
 use postern_tables::Snapshot;
@@ -153,6 +153,8 @@ pub struct Forwarder<'m> {
     pub(crate) worker: WorkerIndex,
     pub(crate) workers: u16,
     pub(crate) table: FlowTable<'m>,
+    pub(crate) half_open: HalfOpen,
+    pub(crate) insertions: InsertionTable<'m>,
     pub(crate) snat: PortAllocator<'m>,
     pub(crate) hops: NextHops,
     pub(crate) ways: Ways,
@@ -255,7 +257,8 @@ impl<'m> Forwarder<'m> {
     /// Bytes of memory that a forwarder of so many flows, and so many with an IPv6 side, needs.
     #[must_use]
     pub fn region_size(flows: u32, ipv6_flows: u32) -> usize {
-        FlowTable::region_size(flows, ipv6_flows).next_multiple_of(64)
+        flow_region(flows, ipv6_flows)
+            + insertion_region(flows)
             + PortAllocator::region_size(&port_capacity(flows, ipv6_flows))
     }
 
@@ -275,8 +278,8 @@ impl<'m> Forwarder<'m> {
             return Err(ForwarderError::Memory { given: memory.len(), needed });
         }
         let [a, b, c, d] = config.secret;
-        let of_flows = FlowTable::region_size(config.flows, config.ipv6_flows).next_multiple_of(64);
-        let (flows, ports) = memory.split_at_mut(of_flows);
+        let (flows, rest) = memory.split_at_mut(flow_region(config.flows, config.ipv6_flows));
+        let (insertions, ports) = rest.split_at_mut(insertion_region(config.flows));
         let capacity = port_capacity(config.flows, config.ipv6_flows);
         let mut snat = PortAllocator::create(ports, capacity, [a ^ d, b ^ c.rotate_left(32)])?;
         snat.set_owned(owned_blocks(&ownership, config.worker));
@@ -286,6 +289,8 @@ impl<'m> Forwarder<'m> {
             worker: config.worker,
             workers: config.workers.max(1),
             table,
+            half_open: HalfOpen::new(config.flows, counters.endpoints.len()),
+            insertions: InsertionTable::create(insertions, insertion_capacity(config.flows))?,
             snat,
             hops: NextHops::new(c ^ a.rotate_left(7)),
             ways,
@@ -558,7 +563,9 @@ impl<'m> Forwarder<'m> {
     pub fn housekeeping(&mut self, outbox: &mut Outbox, now: Now) -> bool {
         let mut budget = SLICE;
         while let Some(index) = self.table.next_expired(now.milliseconds(), &mut budget) {
-            self.end(index, outbox, now);
+            if !self.expire(index, outbox, now) {
+                break;
+            }
         }
         let more_ports = self.snat.advance(now, SLICE);
         let cut_short = self.snat.statistics().rests_cut_short;
@@ -567,6 +574,9 @@ impl<'m> Forwarder<'m> {
             self.retry_waiting(outbox, now);
         }
         self.tend_fragments(outbox, now);
+        if self.insertions.live() > 0 {
+            self.retry_headers(outbox, now);
+        }
         more_ports || self.table.is_due(now.milliseconds())
     }
 
@@ -599,6 +609,22 @@ impl<'m> Forwarder<'m> {
 /// Room for a port of every flow.
 fn port_capacity(flows: u32, ipv6_flows: u32) -> PortCapacity {
     PortCapacity::for_flows(flows.saturating_add(ipv6_flows))
+}
+
+/// Bytes of the region that hold the flow table.
+fn flow_region(flows: u32, ipv6_flows: u32) -> usize {
+    FlowTable::region_size(flows, ipv6_flows).next_multiple_of(64)
+}
+
+/// Flows into whose stream the forwarder puts a header at once: each is one for a round trip or two. A 128th of all, and in a
+/// small table up to a quarter.
+const fn insertion_capacity(flows: u32) -> u32 {
+    let few = if flows / 4 < 4096 { flows / 4 } else { 4096 };
+    if flows / 128 > few { flows / 128 } else { few }
+}
+
+fn insertion_region(flows: u32) -> usize {
+    InsertionTable::region_size(insertion_capacity(flows)).next_multiple_of(64)
 }
 
 /// The blocks of ports that a worker owns, as the allocator takes them.

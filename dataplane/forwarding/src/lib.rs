@@ -6,6 +6,7 @@ mod answers;
 pub mod counters;
 pub mod drop_pairs;
 mod established;
+mod expiry;
 mod first_packet;
 pub mod forwarder;
 mod fragments;
@@ -16,6 +17,7 @@ mod nat64;
 mod next_hops;
 pub mod outbox;
 mod pieces;
+mod proxy_header;
 #[cfg(test)]
 mod tests;
 pub mod verdict;

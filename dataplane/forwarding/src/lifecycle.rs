@@ -27,6 +27,9 @@ impl Forwarder<'_> {
         if record.flags & FlowRecord::FLAG_HALF_OPEN != 0 {
             self.leave_half_open(index);
         }
+        if record.goes_long_way() {
+            self.insertions.remove(index);
+        }
         if record.flags & FlowRecord::FLAG_LENT != 0 {
             // If there is no room the note ends by itself.
             outbox.message(
@@ -53,9 +56,26 @@ impl Forwarder<'_> {
         }
     }
 
+    /// Makes room for another half-open flow of an endpoint that has its share, or while the worker has: the oldest goes. False
+    /// if none is found at once and the worker has its share.
+    #[cold]
+    #[inline(never)]
+    pub(crate) fn make_half_open_room(&mut self, endpoint: u32, outbox: &mut Outbox, now: Now) -> bool {
+        let table = &self.table;
+        let is_half_open = |index: u32| {
+            let record = table.record(index);
+            (record.flags & FlowRecord::FLAG_HALF_OPEN != 0).then_some(record.endpoint)
+        };
+        let Some(oldest) = self.half_open.oldest(endpoint, is_half_open) else { return !self.half_open.is_full() };
+        self.counters.half_open_evicted.add(1);
+        self.end(oldest, outbox, now);
+        true
+    }
+
     /// Puts a flow at the young end of its lane's half-open list.
     #[inline(always)]
-    pub(crate) fn enter_half_open(&mut self, index: u32, lane: u32) {
+    pub(crate) fn enter_half_open(&mut self, index: u32, lane: u32, endpoint: u32) {
+        self.half_open.enter(index, endpoint);
         let list = self.snat.half_open(lane);
         let last = list.last;
         list.last = index;
@@ -79,6 +99,7 @@ impl Forwarder<'_> {
         }
         record.flags &= !FlowRecord::FLAG_HALF_OPEN;
         let (lane, previous, next) = (record.lane, record.half_open_previous, record.half_open_next);
+        self.half_open.leave(record.endpoint);
         if previous == NONE {
             self.snat.half_open(lane).first = next;
         } else {

@@ -144,6 +144,10 @@ drop_reasons! {
     NoSnatAddress = "no_snat_address",
     /// The flow table is full.
     FlowTableFull = "flow_table_full",
+    /// There are as many half-open flows as may be, and the oldest was not found at once.
+    HalfOpenFull = "half_open_full",
+    /// No room to remember another PROXY header that its target has not acknowledged.
+    ProxyHeadersFull = "proxy_headers_full",
     /// Both index buckets of the flow are full.
     FlowBucketFull = "flow_bucket_full",
     /// The table of next hops is full.

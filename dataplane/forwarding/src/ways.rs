@@ -5,8 +5,9 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddrV4};
 
 use postern_flows::{AddressWords, FlowRecord};
 use postern_tables::Snapshot;
-use postern_tables::snapshot::{EndpointIndex, ListenerIndex, PoolIndex, SnatPool, TargetIndex};
+use postern_tables::snapshot::{EndpointIndex, ListenerIndex, PoolIndex, ProxyProtocol, SnatPool, TargetIndex};
 use postern_translation::ports::LaneKey;
+use postern_wire::parse::PROTOCOL_TCP;
 use postern_wire::{AttachmentIndex, Family, FlowKey};
 
 use crate::verdict::DropReason;
@@ -127,6 +128,7 @@ impl Way {
             (IpAddr::V6(target), IpAddr::V6(neighbour)) => Some(WideWay { target, neighbour }),
             _ => None,
         };
+        let has_header = listener.protocol == PROTOCOL_TCP && target.proxy_protocol != ProxyProtocol::Off;
         let record = FlowRecord {
             reverse,
             listener_idle_seconds: listener.idle_seconds,
@@ -135,6 +137,8 @@ impl Way {
             target: key.target.0,
             target_incarnation: target.incarnation,
             rest_seconds: pool.rest_seconds.min(240) as u8,
+            flags: if listener.reset_on_expiry { FlowRecord::FLAG_TELL_ENDS } else { 0 },
+            state: if has_header { FlowRecord::LONG_WAY } else { 0 },
             half_open_next: postern_flows::NONE,
             half_open_previous: postern_flows::NONE,
             ..FlowRecord::default()

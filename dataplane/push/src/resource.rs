@@ -211,6 +211,7 @@ fn from_group(group: &declared::TargetGroup) -> Result<proto::TargetGroup, Conve
             group.deregistration_delay_seconds,
         )?,
         deregistration_ends_flows: group.deregistration_ends_flows,
+        proxy_protocol: group.proxy_protocol.map(|header| from_proxy_protocol(header).into()),
     })
 }
 
@@ -229,8 +230,30 @@ fn into_group(message: proto::TargetGroup) -> Result<declared::TargetGroup, Conv
         unhealthy_drain_seconds: message.unhealthy_drain_seconds.map(i64::from),
         deregistration_delay_seconds: message.deregistration_delay_seconds.map(i64::from),
         deregistration_ends_flows: message.deregistration_ends_flows,
+        proxy_protocol: message.proxy_protocol.map(into_proxy_protocol).transpose()?,
         targets: message.targets.into_iter().map(target).collect(),
     })
+}
+
+const fn from_proxy_protocol(header: declared::ProxyProtocol) -> proto::ProxyProtocol {
+    match header {
+        declared::ProxyProtocol::Off => proto::ProxyProtocol::Off,
+        declared::ProxyProtocol::Aws => proto::ProxyProtocol::Aws,
+        declared::ProxyProtocol::Google => proto::ProxyProtocol::Google,
+        declared::ProxyProtocol::Azure => proto::ProxyProtocol::Azure,
+    }
+}
+
+fn into_proxy_protocol(message: i32) -> Result<declared::ProxyProtocol, ConversionError> {
+    match proto::ProxyProtocol::try_from(message) {
+        Ok(proto::ProxyProtocol::Off) => Ok(declared::ProxyProtocol::Off),
+        Ok(proto::ProxyProtocol::Aws) => Ok(declared::ProxyProtocol::Aws),
+        Ok(proto::ProxyProtocol::Google) => Ok(declared::ProxyProtocol::Google),
+        Ok(proto::ProxyProtocol::Azure) => Ok(declared::ProxyProtocol::Azure),
+        Ok(proto::ProxyProtocol::Unspecified) | Err(_) => {
+            Err(ConversionError::Unknown { field: "target_group.proxy_protocol", value: message.to_string() })
+        }
+    }
 }
 
 fn from_health_check(check: &declared::HealthCheck) -> Result<proto::HealthCheck, ConversionError> {
@@ -289,6 +312,7 @@ fn from_listener(listener: &declared::Listener) -> Result<proto::Listener, Conve
         port: number("listener.port", listener.port)?,
         idle_seconds: small("listener.idle_seconds", listener.idle_seconds)?,
         mss: small("listener.mss", listener.mss)?,
+        reset_on_expiry: listener.reset_on_expiry,
         target_groups: listener.target_groups.iter().map(group).collect::<Result<_, _>>()?,
     })
 }
@@ -309,6 +333,7 @@ fn into_listener(message: proto::Listener) -> Result<declared::Listener, Convers
         port: message.port.into(),
         idle_seconds: message.idle_seconds.map(i64::from),
         mss: message.mss.map(i64::from),
+        reset_on_expiry: message.reset_on_expiry,
         target_groups: message.target_groups.into_iter().map(group).collect(),
     })
 }

@@ -114,7 +114,10 @@ report! {
         Counter flows_ended = "postern_flows_ended_total" "" "Flows ended.",
         Counter ports_early = "postern_snat_ports_early_total" "" "Ports given before their rest was over, because no other was free.",
         Counter rests_cut_short = "postern_snat_rests_cut_short_total" "" "Rests of ports that ended early because there was no room to remember more.",
-        Counter half_open_evicted = "postern_flows_half_open_evicted_total" "" "Half-open flows evicted for their port.",
+        Counter half_open_evicted = "postern_flows_half_open_evicted_total" "" "Half-open flows evicted for their port, or for another one where there are as many as may be.",
+        Counter proxy_headers = "postern_proxy_headers_total" "" "PROXY headers sent, first tries only.",
+        Counter proxy_headers_repeated = "postern_proxy_headers_repeated_total" "" "PROXY headers sent once more, because no acknowledgement had come in time.",
+        Counter proxy_headers_given_up = "postern_proxy_headers_given_up_total" "" "Flows ended because their target never acknowledged the PROXY header.",
         Counter flows_lent = "postern_flows_lent_total" "" "Flows made with a port of this worker for another worker's bucket.",
         Counter bursts = "postern_bursts_total" "" "Bursts processed.",
     }

@@ -21,7 +21,7 @@ use crate::declaration::Declaration;
 use crate::error::{ConfigurationError, Errors, Problem, shorten};
 use crate::health::HealthSettings;
 use crate::resource::ResourceKind;
-use crate::snapshot;
+use crate::snapshot::{self, ProxyProtocol};
 
 pub use control::{ControlAddress, ControlCredentials, ControlSettings};
 pub(crate) use network::{Facts, Network, Routes};
@@ -75,6 +75,7 @@ pub(crate) struct CheckedGroup {
     pub(crate) pool: usize,
     pub(crate) slots: usize,
     pub(crate) health: Arc<HealthSettings>,
+    pub(crate) proxy_protocol: ProxyProtocol,
     /// Address, port and weight, sorted.
     pub(crate) targets: Vec<(IpAddr, u16, u16)>,
 }
@@ -100,6 +101,7 @@ pub(crate) struct CheckedListener {
     pub(crate) shares: Vec<(u32, String)>,
     pub(crate) idle_seconds: u16,
     pub(crate) mss: Option<u16>,
+    pub(crate) reset_on_expiry: bool,
 }
 
 #[derive(Clone, Debug)]

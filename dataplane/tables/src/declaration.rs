@@ -9,6 +9,7 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 
 use crate::error::Errors;
+pub use crate::snapshot::ProxyProtocol;
 
 /// A whole configuration file.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -259,6 +260,8 @@ pub struct TargetGroup {
     pub deregistration_delay_seconds: Option<i64>,
     /// Whether its flows end after that. Default: `false`.
     pub deregistration_ends_flows: Option<bool>,
+    /// The header that tells targets who is calling; TCP only. Default: `off`.
+    pub proxy_protocol: Option<ProxyProtocol>,
     /// `[[target_group.target]]`: the targets.
     #[serde(rename = "target")]
     pub targets: Vec<Target>,
@@ -334,6 +337,8 @@ pub struct Listener {
     pub idle_seconds: Option<i64>,
     /// Upper bound of the MSS option in SYN and SYN-ACK, 88…65495 bytes; TCP only. Default: from the MTUs only.
     pub mss: Option<i64>,
+    /// Whether both ends of a flow that was idle for too long are told by a RST; TCP only. Default: `false`.
+    pub reset_on_expiry: Option<bool>,
     /// The groups that share its flows. Required.
     pub target_groups: Vec<WeightedGroup>,
 }

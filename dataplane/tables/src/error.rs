@@ -218,6 +218,9 @@ pub enum Problem {
     /// A key that has no meaning there.
     #[error("is for TCP listeners only; leave it out of a UDP listener")]
     TcpOnly,
+    /// A group whose targets get a PROXY header, behind a UDP listener.
+    #[error("has a proxy_protocol, which is for TCP only; a UDP listener needs a group without")]
+    ProxyTcpOnly,
     /// A key that has no meaning there.
     #[error("is for health checks with protocol = \"http\" or \"https\" only; leave it out with \"tcp\"")]
     HttpOnly,

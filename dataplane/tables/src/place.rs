@@ -261,7 +261,9 @@ impl Placing<'_> {
                 let index = free_slot(&mut self.next.history.free_targets, &self.next.targets);
                 (TargetIndex(index), self.next.history.incarnation())
             });
-            let target = Target { vpc, address, port, group: name.clone(), weight, incarnation, cut: *cut };
+            let proxy_protocol = group.proxy_protocol;
+            let target =
+                Target { vpc, address, port, group: name.clone(), weight, incarnation, cut: *cut, proxy_protocol };
             if before.is_none() {
                 self.placed.count_target(&target);
                 self.next.count_registered(&target, 1);
@@ -342,6 +344,7 @@ impl Placing<'_> {
                     groups6,
                     idle_seconds: listener.idle_seconds,
                     mss: listener.mss,
+                    reset_on_expiry: listener.reset_on_expiry,
                 };
                 self.next.listeners.set(index.at(), Some(listener));
                 listeners.push((flows, index));

@@ -314,6 +314,8 @@ pub struct Listener {
     pub idle_seconds: u16,
     /// Upper bound of the MSS option in SYN and SYN-ACK, in bytes; `None`: from the MTUs only.
     pub mss: Option<u16>,
+    /// Whether both ends of a TCP flow that was idle for too long are told by a RST.
+    pub reset_on_expiry: bool,
 }
 
 /// Targets with a selection table.
@@ -358,6 +360,23 @@ pub struct Target {
     pub incarnation: u32,
     /// Whether its flows end.
     pub cut: bool,
+    /// The header that tells it who is calling: its group's.
+    pub proxy_protocol: ProxyProtocol,
+}
+
+/// The header of the PROXY protocol, version 2, that targets get in front of each TCP connection's data.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Hash, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ProxyProtocol {
+    /// None.
+    #[default]
+    Off,
+    /// With AWS' TLVs: CRC32C, the endpoint's id, padding.
+    Aws,
+    /// With Google's TLV: the connection id.
+    Google,
+    /// With Azure's TLV: the link id.
+    Azure,
 }
 
 /// Addresses and ports that targets see as the source.

@@ -12,7 +12,7 @@ use crate::declaration::{self, Declaration, Route};
 use crate::error::{Errors, Problem};
 use crate::place::{Base, Placed, Placing, Removed};
 use crate::resource::{Change, Resource, ResourceKey, ResourceKind};
-use crate::snapshot::{Endpoint, EndpointIndex, Generation, Snapshot};
+use crate::snapshot::{Endpoint, EndpointIndex, Generation, ProxyProtocol, Snapshot};
 use crate::usable::{Health, Usable};
 
 /// What errors call a change that did not come from a file.
@@ -182,6 +182,7 @@ impl Tables {
             pool: self.base.pool_index[&written.snat_pool],
             slots: group.slots as usize,
             health: group.health.clone(),
+            proxy_protocol: written.proxy_protocol.unwrap_or_default(),
             targets: targets.map(|target| (target.address, target.port, target.weight)).collect(),
         }
     }
@@ -264,9 +265,13 @@ impl Tables {
         };
         let mut touched: BTreeSet<_> = edits.keys().map(|key| (key.kind, key.name.clone())).collect();
         let mut groups = edited(ResourceKind::TargetGroup, true);
-        // Whom a listener leads to depends on the families of its groups.
+        // Whom a listener leads to depends on the families of its groups; a header is for TCP listeners only.
         groups.extend(edits.iter().filter_map(|(key, new)| match new {
-            Some(Resource::TargetGroup(group)) if self.changes_family(group) => Some(key.name.as_str()),
+            Some(Resource::TargetGroup(group))
+                if self.changes_family(group) || group.proxy_protocol.unwrap_or_default() != ProxyProtocol::Off =>
+            {
+                Some(key.name.as_str())
+            }
             _ => None,
         }));
         if !groups.is_empty() {

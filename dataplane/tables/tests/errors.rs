@@ -513,6 +513,11 @@ fn listeners_services_and_endpoints_are_checked() {
             r#"load_balancer[0].listener[0].mss = 1400: is for TCP listeners only; leave it out of a UDP listener"#,
         ),
         (
+            "port = 53",
+            "port = 53\nreset_on_expiry = true",
+            r#"load_balancer[0].listener[0].reset_on_expiry = "true": is for TCP listeners only; leave it out of a UDP listener"#,
+        ),
+        (
             "mss = 1400",
             "mss = 87",
             r#"load_balancer[0].listener[1].mss = 87: is out of range; allowed is 88 to 65495 bytes"#,

@@ -4,8 +4,8 @@ use std::collections::BTreeSet;
 
 use postern_tables::declaration::{
     Attachment, Control, Endpoint, Gateway, HealthCheck, HealthCheckProtocol, Limits, Listener, LoadBalancer, Mode,
-    Polling, Port, Protocol, ReturnPath, Route, Selection, Service, SnatPool, Target, TargetGroup, Vpc, WeightedGroup,
-    Workers,
+    Polling, Port, Protocol, ProxyProtocol, ReturnPath, Route, Selection, Service, SnatPool, Target, TargetGroup, Vpc,
+    WeightedGroup, Workers,
 };
 use postern_tables::{Checked, Declaration, compile};
 
@@ -101,6 +101,7 @@ fn every_key() -> Declaration {
             unhealthy_drain_seconds: Some(1),
             deregistration_delay_seconds: Some(1),
             deregistration_ends_flows: Some(true),
+            proxy_protocol: Some(ProxyProtocol::Google),
             targets: vec![Target { address: text(), port: 1, weight: Some(1) }],
         }],
         load_balancers: vec![LoadBalancer {
@@ -110,6 +111,7 @@ fn every_key() -> Declaration {
                 port: 1,
                 idle_seconds: Some(1),
                 mss: Some(1),
+                reset_on_expiry: Some(true),
                 target_groups: vec![WeightedGroup { name: text(), weight: Some(1) }],
             }],
         }],

@@ -5,9 +5,10 @@
 //! All checksums are updated, so that a wrong one stays wrong; a partial one holds the pseudo-header's sum and takes the change of the
 //! length only.
 
-use postern_wire::checksum::{Delta, checksum, pseudo_header, sum};
+use postern_wire::checksum::{Delta, checksum, pseudo_header, pseudo_header_v6, sum};
+use postern_wire::ipv6::AddressPair;
 use postern_wire::parse::PROTOCOL_TCP;
-use postern_wire::{FlowKey, Frame, Offload, Parsed, ipv4, tcp};
+use postern_wire::{FlowKey, Frame, Offload, Parsed, ipv4, ipv6, tcp};
 
 /// Kinds of options: no operation, SACK blocks (RFC 2018 §3), timestamps (RFC 7323 §3.2).
 const OPTION_NOP: u8 = 1;
@@ -250,9 +251,31 @@ pub fn write_segment(out: &mut [u8], key: FlowKey, segment: &Segment<'_>) -> usi
         return 0;
     };
     ipv4::write_header(ip, key.source(), key.destination(), PROTOCOL_TCP, total as u16, TTL);
-    let (bytes, data) = rest.split_at_mut(header);
+    let pseudo = pseudo_header(key.addresses, PROTOCOL_TCP, (header + segment.data.len()) as u16);
+    write_tcp(rest, header, key.ports(), segment, pseudo);
+    total
+}
+
+/// The same as an IPv6 packet with these addresses, and the ports of this key.
+#[must_use]
+pub fn write_segment_v6(out: &mut [u8], addresses: &AddressPair, key: FlowKey, segment: &Segment<'_>) -> usize {
+    let header = if segment.timestamps.is_some() { HEADER_WITH_TIMESTAMPS } else { tcp::HEADER };
+    let payload = header + segment.data.len();
+    let total = ipv6::HEADER + payload;
+    let Some((ip, rest)) = out.get_mut(..total).and_then(|out| out.split_first_chunk_mut::<{ ipv6::HEADER }>()) else {
+        return 0;
+    };
+    ipv6::write_header(ip, addresses, PROTOCOL_TCP, payload as u16, TTL);
+    let pseudo = pseudo_header_v6(addresses, PROTOCOL_TCP, payload as u16);
+    write_tcp(rest, header, key.ports(), segment, pseudo);
+    total
+}
+
+/// Writes a segment whose header is of this length; `pseudo` is the sum of the pseudo-header.
+fn write_tcp(out: &mut [u8], header: usize, ports: u32, segment: &Segment<'_>, pseudo: u64) {
+    let (bytes, data) = out.split_at_mut(header);
     bytes.fill(0);
-    bytes[..4].copy_from_slice(&key.ports().to_le_bytes());
+    bytes[..4].copy_from_slice(&ports.to_le_bytes());
     bytes[tcp::SEQUENCE..tcp::SEQUENCE + 4].copy_from_slice(&segment.sequence.to_be_bytes());
     bytes[tcp::ACKNOWLEDGEMENT..tcp::ACKNOWLEDGEMENT + 4].copy_from_slice(&segment.acknowledgement.to_be_bytes());
     bytes[tcp::DATA_OFFSET] = (header as u8 / 4) << 4;
@@ -264,10 +287,8 @@ pub fn write_segment(out: &mut [u8], key: FlowKey, segment: &Segment<'_>) -> usi
         bytes[28..32].copy_from_slice(&echoed.to_be_bytes());
     }
     data.copy_from_slice(segment.data);
-    let length = (header + segment.data.len()) as u16;
-    let field = checksum(rest, pseudo_header(key.addresses, PROTOCOL_TCP, length));
-    rest[tcp::CHECKSUM..tcp::CHECKSUM + 2].copy_from_slice(&field.to_le_bytes());
-    total
+    let field = checksum(out, pseudo);
+    out[tcp::CHECKSUM..tcp::CHECKSUM + 2].copy_from_slice(&field.to_le_bytes());
 }
 
 #[cfg(test)]

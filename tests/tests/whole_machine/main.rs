@@ -18,6 +18,7 @@ mod life;
 mod matrix;
 mod noise;
 mod ports;
+mod proxy_protocol;
 mod reload;
 mod sizes;
 mod tenants;

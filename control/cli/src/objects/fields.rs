@@ -47,7 +47,7 @@ pub(super) enum Form {
     Pins,
     /// `ADDRESS:PORT[,weight=N][,zone=ZONE]`.
     Targets,
-    /// `PROTOCOL:PORT=GROUP[*WEIGHT][+GROUP[*WEIGHT]…][,idle_seconds=N][,mss=N]`.
+    /// `PROTOCOL:PORT=GROUP[*WEIGHT][+GROUP[*WEIGHT]…][,idle_seconds=N][,mss=N][,reset_on_expiry=true]`.
     Listeners,
     /// `DESTINATION[=ROUTER]`.
     Routes,
@@ -67,7 +67,7 @@ impl Form {
             Self::Switch => "true|false",
             Self::Pins => "ADDRESS=GATEWAY",
             Self::Targets => "ADDRESS:PORT[,weight=N][,zone=ZONE]",
-            Self::Listeners => "PROTOCOL:PORT=GROUP[*WEIGHT][+GROUP…][,idle_seconds=N][,mss=N]",
+            Self::Listeners => "PROTOCOL:PORT=GROUP[*WEIGHT][+GROUP…][,idle_seconds=N][,mss=N][,reset_on_expiry=true]",
             Self::Routes => "DESTINATION[=ROUTER]",
             Self::Addresses => "ADDRESS|any[,zone=ZONE][,gateway=GATEWAY]",
             Self::Rules => "SOURCE[,protocol=tcp|udp][,ports=FIRST-LAST]",
@@ -158,7 +158,7 @@ pub(super) fn target(text: &str) -> Option<Value> {
 fn listener(text: &str) -> Option<Value> {
     let (place, rest) = text.split_once('=')?;
     let (protocol, port) = place.split_once(':')?;
-    let (groups, mut item) = pairs(rest, &["idle_seconds", "mss"])?;
+    let (groups, mut item) = pairs(rest, &["idle_seconds", "mss", "reset_on_expiry"])?;
     let groups = groups.split('+').map(|group| {
         let (name, weight) = group.split_once('*').map_or((group, None), |(name, weight)| (name, Some(weight)));
         let weight = weight.map(|weight| weight.parse::<u16>().ok().map(Value::from));
@@ -186,7 +186,11 @@ fn pairs<'a>(text: &'a str, keys: &[&str]) -> Option<(&'a str, Map<String, Value
         if !keys.contains(&key) || map.contains_key(key) {
             return None;
         }
-        let value = if NUMBERS.contains(&key) { number(value).ok()? } else { Value::from(value) };
+        let value = match key {
+            "reset_on_expiry" => Value::Bool(value.parse().ok()?),
+            _ if NUMBERS.contains(&key) => number(value).ok()?,
+            _ => Value::from(value),
+        };
         map.insert(key.to_owned(), value);
     }
     Some((head, map))

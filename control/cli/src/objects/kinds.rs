@@ -194,6 +194,12 @@ const TARGET_GROUP: &[Field] = &[
         Form::Switch,
         "Whether its flows end after that",
     ),
+    Field::new(
+        "proxy-protocol",
+        "proxy_protocol",
+        Form::Choice(&["off", "aws", "google", "azure"]),
+        "PROXY protocol header in front of each TCP connection's data",
+    ),
     Field::new("target", "targets", Form::Targets, "A target"),
 ];
 
@@ -262,7 +268,7 @@ mod tests {
                 Form::Switch => "true",
                 Form::Pins => "10.0.0.1=gw",
                 Form::Targets => "10.0.0.1:80,weight=2,zone=a",
-                Form::Listeners => "udp:53=a*2+b,idle_seconds=9,mss=1000",
+                Form::Listeners => "udp:53=a*2+b,idle_seconds=9,mss=1000,reset_on_expiry=true",
                 Form::Routes => "10.0.0.0/8=10.0.0.1",
                 Form::Addresses => "10.0.0.1,zone=a,gateway=b",
                 Form::Rules => "10.0.0.0/8,protocol=udp,ports=1-2",

@@ -165,7 +165,11 @@ fn item(value: &Value) -> Option<String> {
             Some(weight) => format!("{} ×{weight}", cell(&group["target_group"])),
         });
         let groups = groups.collect::<Vec<_>>().join(" + ");
-        return Some(format!("{protocol}:{} → {groups}{}", cell(&value["port"]), more(&["idle_seconds", "mss"])));
+        return Some(format!(
+            "{protocol}:{} → {groups}{}",
+            cell(&value["port"]),
+            more(&["idle_seconds", "mss", "reset_on_expiry"])
+        ));
     }
     let address = value["address"].as_str()?;
     let gateway = value["gateway"].as_str().map(|gateway| format!(" at {gateway}")).unwrap_or_default();

@@ -9,9 +9,10 @@ use super::super::Refusal;
 use super::super::access::called;
 use super::super::addresses::{Network, Prefix, unicast};
 use super::super::model::{
-    HealthCheckSpec, Kind, ListenerSpec, LoadBalancerSpec, PlainSpec, Protocol, SecurityGroupSpec, ServiceSpec,
-    TargetGroupSpec, TargetSpec,
+    HealthCheckSpec, Kind, ListenerSpec, LoadBalancerSpec, PlainSpec, Protocol, ProxyProtocol, SecurityGroupSpec,
+    ServiceSpec, TargetGroupSpec, TargetSpec,
 };
+use super::super::object::AnyObject;
 use super::super::resolve::SLOTS;
 use super::network::few;
 use super::{Checker, number, unique, zone};
@@ -20,7 +21,7 @@ use super::{Checker, number, unique, zone};
 const TARGETS: usize = u16::MAX as usize;
 
 impl Checker<'_, '_> {
-    pub(super) fn target_group(&self, spec: &TargetGroupSpec) -> Result<(), Refusal> {
+    pub(super) fn target_group(&self, id: &str, spec: &TargetGroupSpec) -> Result<(), Refusal> {
         let slots = spec.slots.unwrap_or(SLOTS[0]);
         if !SLOTS.contains(&slots) {
             let problem = Problem::Form("a number of slots; allowed is 16381 or 65537".to_owned());
@@ -35,6 +36,21 @@ impl Checker<'_, '_> {
         }
         if let Some(seconds) = spec.deregistration_delay_seconds {
             number(|| "spec.deregistration_delay_seconds".to_owned(), seconds, (0, 3600), " seconds")?;
+        }
+        if spec.proxy_protocol != ProxyProtocol::Off {
+            let names = |listener: &ListenerSpec| {
+                listener.protocol == Protocol::Udp
+                    && listener.target_groups.iter().any(|group| group.target_group == id)
+            };
+            let users = self.draft.users_of_kind(id, Kind::LoadBalancer);
+            let users = users.filter_map(|id| self.draft.object(Kind::LoadBalancer, id));
+            let is_udp = |object: &&std::sync::Arc<AnyObject>| {
+                object.as_load_balancer().is_some_and(|balancer| balancer.spec.listeners.iter().any(names))
+            };
+            if let Some(user) = users.into_iter().find(is_udp) {
+                let problem = format!("is for TCP only, but {} has a UDP listener that leads here", called(user));
+                return Err(Refusal::value("spec.proxy_protocol", spec.proxy_protocol.name(), problem));
+            }
         }
         self.pool_in("spec.snat_pool", &spec.snat_pool, &spec.vpc)?;
         self.targets("spec.targets", &spec.targets, &spec.vpc, &spec.snat_pool)
@@ -110,6 +126,10 @@ impl Checker<'_, '_> {
                 return Err(twice(format!("spec.listeners[{at}].port"), listener, "load balancer", first));
             }
             for (number, group) in listener.target_groups.iter().enumerate() {
+                if listener.protocol == Protocol::Udp && self.has_header(&group.target_group) {
+                    let field = format!("spec.listeners[{at}].target_groups[{number}].target_group");
+                    return Err(Refusal::value(field, &group.target_group, Problem::ProxyTcpOnly));
+                }
                 let of = self.family(&group.target_group);
                 if of.is_some() && *family.get_or_insert(of) != of {
                     let field = format!("spec.listeners[{at}].target_groups[{number}].target_group");
@@ -119,6 +139,12 @@ impl Checker<'_, '_> {
             }
         }
         Ok(())
+    }
+
+    /// Whether a group's targets get a PROXY protocol header.
+    fn has_header(&self, group: &str) -> bool {
+        let group = self.draft.object(Kind::TargetGroup, group).and_then(|object| object.as_target_group());
+        group.is_some_and(|group| group.spec.proxy_protocol != ProxyProtocol::Off)
     }
 
     /// Whether a group's targets, or its pool, are IPv6; `None` if there is neither.
@@ -202,6 +228,9 @@ fn check_listener(prefix: &str, listener: &ListenerSpec) -> Result<(), Refusal> 
             return Err(Refusal::value(field("mss"), mss, Problem::TcpOnly));
         }
         number(|| field("mss"), mss, (88, 65_495), " bytes")?;
+    }
+    if listener.reset_on_expiry == Some(true) && !tcp {
+        return Err(Refusal::value(field("reset_on_expiry"), "true", Problem::TcpOnly));
     }
     let groups = &listener.target_groups;
     if !(1..=5).contains(&groups.len()) {

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use super::super::addresses::Prefix;
-use super::super::model::{Kind, TargetSpec, feature};
+use super::super::model::{Kind, ProxyProtocol, TargetSpec, feature};
 use super::super::object::AnyObject;
 use super::super::{Code, Refusal};
 use super::Checker;
@@ -108,10 +108,14 @@ fn needs(object: &AnyObject) -> BTreeSet<Need> {
             need(feature::IPV6, "spec.targets", six);
             need(feature::ZONES, "spec.targets", zones);
             need(feature::HEALTH_CHECKS, "spec.health_check", group.spec.health_check.is_some());
+            let has_header = group.spec.proxy_protocol != ProxyProtocol::Off;
+            need(feature::PROXY_PROTOCOL, "spec.proxy_protocol", has_header);
         }
         AnyObject::LoadBalancer(balancer) => {
             need(feature::SECURITY_GROUPS, "spec.security_groups", !balancer.spec.security_groups.is_empty());
             need(feature::ZONES, "spec.cross_zone", balancer.spec.cross_zone == Some(false));
+            let tells = balancer.spec.listeners.iter().any(|listener| listener.reset_on_expiry == Some(true));
+            need(feature::RESET_ON_EXPIRY, "spec.listeners", tells);
         }
         AnyObject::Service(service) => {
             if let Some(plain) = &service.spec.plain {

@@ -165,6 +165,8 @@ pub(super) struct Bed {
     pub(super) checks: bool,
     /// The tag that travels beside received frames.
     pub(super) vlan: u16,
+    /// Room in front of received frames.
+    pub(super) headroom: usize,
     next_worker: usize,
 }
 
@@ -218,6 +220,7 @@ impl Bed {
             verdict: Verdict::Punt,
             checks: true,
             vlan: NO_VLAN,
+            headroom: 128,
             next_worker: 0,
         }
     }
@@ -252,9 +255,9 @@ impl Bed {
     }
 
     fn deliver(&mut self, worker: usize, port: PortIndex, bytes: &[u8], offload: Offload, note: Option<HandoffNote>) {
-        let mut buffer = vec![0; 128 + bytes.len()];
-        buffer[128..].copy_from_slice(bytes);
-        let mut frame = Frame::new(&mut buffer, 128, bytes.len()).unwrap();
+        let mut buffer = vec![0; self.headroom + bytes.len()];
+        buffer[self.headroom..].copy_from_slice(bytes);
+        let mut frame = Frame::new(&mut buffer, self.headroom, bytes.len()).unwrap();
         frame.ingress = port;
         frame.offload = offload;
         frame.vlan = self.vlan;

@@ -133,3 +133,43 @@ fn retransmissions_keep_a_closing_flow_until_both_ends_are_silent() {
     bed.wait_seconds(6);
     assert_eq!(bed.total(|counters| counters.flows.get()), 0);
 }
+
+#[test]
+fn both_ends_of_an_idle_connection_get_a_rst_with_their_own_numbers_where_the_listener_says_so() {
+    let configuration = CONFIGURATION.replace("{pool}", POOL).replace("{targets}", ONE_TARGET);
+    let telling = configuration.replace("port = 80\n", "port = 80\nidle_seconds = 60\nreset_on_expiry = true\n");
+    let mut bed = Bed::from_toml(1, &telling, 1024);
+    let client = socket(CLIENT, 1);
+    let (snat, target) = bed.connect(CONSUMER_A, client);
+    bed.one(CONSUMER_A, &tcp(CONSUMER_A, client, WEB, Flags::SYN, 500, 0, b""));
+    bed.wait_seconds(55);
+    assert!(bed.sent.is_empty());
+    bed.wait_seconds(10);
+    assert_eq!(bed.total(|counters| counters.flows.get()), 0);
+    let asked = std::mem::take(&mut bed.sent);
+    let ends: Vec<_> = asked.iter().map(|sent| (sent.port, sent.source(), sent.destination())).collect();
+    let (to_target, to_client) = ((PROVIDER, snat, target), (CONSUMER_A, WEB, client));
+    assert_eq!(ends, [to_target, to_target, to_client, to_client]);
+    for pair in asked.chunks(2) {
+        // Whatever the receiver's window is, one of the two is outside of it, and is answered with an acknowledgement.
+        let [one, other] = pair else { panic!() };
+        assert_eq!(one.tcp().sequence_number.wrapping_sub(other.tcp().sequence_number), 1 << 31);
+        assert!(pair.iter().all(|sent| sent.tcp().ack && !sent.tcp().rst && !sent.tcp().syn && sent.bytes.len() == 54));
+    }
+    for (side, own, to, numbers) in [(CONSUMER_A, client, WEB, (1001, 5001)), (PROVIDER, target, snat, (5001, 1001))] {
+        let sent = bed.receive(side, &tcp(side, own, to, Flags::ACK, numbers.0, numbers.1, b""));
+        let [reset] = &sent[..] else { panic!("{sent:?}") };
+        assert_eq!((reset.port, reset.source(), reset.destination()), (side, to, own));
+        assert!(reset.tcp().rst && reset.tcp().sequence_number == numbers.1);
+    }
+    // A connection that was closed, or of another listener, ends in silence.
+    let mut silent = Bed::from_toml(1, &configuration, 1024);
+    silent.connect(CONSUMER_A, client);
+    silent.wait_seconds(400);
+    assert_eq!((silent.total(|counters| counters.flows.get()), silent.sent.len()), (0, 0));
+    let (snat, target) = bed.connect(CONSUMER_A, client);
+    bed.one(CONSUMER_A, &tcp(CONSUMER_A, client, WEB, Flags::FIN, 1001, 5001, b""));
+    bed.one(PROVIDER, &tcp(PROVIDER, target, snat, Flags::FIN, 5001, 1002, b""));
+    bed.wait_seconds(70);
+    assert_eq!((bed.total(|counters| counters.flows.get()), bed.sent.len()), (0, 0));
+}

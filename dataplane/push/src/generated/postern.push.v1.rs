@@ -272,6 +272,8 @@ pub struct TargetGroup {
     pub deregistration_delay_seconds: ::core::option::Option<u32>,
     #[prost(bool, optional, tag = "9")]
     pub deregistration_ends_flows: ::core::option::Option<bool>,
+    #[prost(enumeration = "ProxyProtocol", optional, tag = "10")]
+    pub proxy_protocol: ::core::option::Option<i32>,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Target {
@@ -320,6 +322,8 @@ pub struct Listener {
     pub mss: ::core::option::Option<u32>,
     #[prost(message, repeated, tag = "5")]
     pub target_groups: ::prost::alloc::vec::Vec<WeightedGroup>,
+    #[prost(bool, optional, tag = "6")]
+    pub reset_on_expiry: ::core::option::Option<bool>,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct WeightedGroup {
@@ -435,6 +439,41 @@ impl Kind {
             "KIND_LOAD_BALANCER" => Some(Self::LoadBalancer),
             "KIND_SERVICE" => Some(Self::Service),
             "KIND_ENDPOINT" => Some(Self::Endpoint),
+            _ => None,
+        }
+    }
+}
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum ProxyProtocol {
+    Unspecified = 0,
+    Off = 1,
+    Aws = 2,
+    Google = 3,
+    Azure = 4,
+}
+impl ProxyProtocol {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Unspecified => "PROXY_PROTOCOL_UNSPECIFIED",
+            Self::Off => "PROXY_PROTOCOL_OFF",
+            Self::Aws => "PROXY_PROTOCOL_AWS",
+            Self::Google => "PROXY_PROTOCOL_GOOGLE",
+            Self::Azure => "PROXY_PROTOCOL_AZURE",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "PROXY_PROTOCOL_UNSPECIFIED" => Some(Self::Unspecified),
+            "PROXY_PROTOCOL_OFF" => Some(Self::Off),
+            "PROXY_PROTOCOL_AWS" => Some(Self::Aws),
+            "PROXY_PROTOCOL_GOOGLE" => Some(Self::Google),
+            "PROXY_PROTOCOL_AZURE" => Some(Self::Azure),
             _ => None,
         }
     }

@@ -13,6 +13,7 @@ use super::{CheckedBalancer, CheckedEndpoint, CheckedGroup, CheckedListener, Che
 use crate::declaration::{self, Declaration, Protocol};
 use crate::error::Problem;
 use crate::resource::ResourceKind;
+use crate::snapshot::ProxyProtocol;
 
 /// Largest weight.
 const WEIGHT: i64 = 999;
@@ -53,6 +54,7 @@ pub(super) fn groups(
             pool: pool.unwrap_or(0),
             slots,
             health: Arc::new(health::settings(checker, &|field| key(at, field), written)),
+            proxy_protocol: written.proxy_protocol.unwrap_or_default(),
             targets,
         });
     }
@@ -171,7 +173,7 @@ pub(super) fn load_balancers(
         let mut taken = HashMap::new();
         for (position, listener) in written.listeners.iter().enumerate() {
             let prefix = format!("{}.listener[{position}]", place(at));
-            let checked = check_listener(checker, &prefix, listener, &groups, world);
+            let checked = check_listener(checker, &prefix, listener, (&groups, &declaration.target_groups), world);
             let flows = (checked.protocol, checked.port);
             if let Some(first) = taken.insert(flows, format!("{prefix}.port")) {
                 checker.error(format!("{prefix}.port"), listener.port, listener_twice(flows, "load balancer", first));
@@ -187,7 +189,7 @@ fn check_listener(
     checker: &mut Checker<'_>,
     prefix: &str,
     written: &declaration::Listener,
-    groups: &Names<'_>,
+    (groups, declared): (&Names<'_>, &[declaration::TargetGroup]),
     world: Option<&World<'_>>,
 ) -> CheckedListener {
     let key = |field: &str| format!("{prefix}.{field}");
@@ -201,6 +203,10 @@ fn check_listener(
         }
         checker.number(&|| key("mss"), mss, (88, 65_495), " bytes") as u16
     });
+    let reset_on_expiry = written.reset_on_expiry.unwrap_or(false);
+    if reset_on_expiry && !tcp {
+        checker.error(key("reset_on_expiry"), "true", Problem::TcpOnly);
+    }
     if written.target_groups.is_empty() {
         checker.error(key("target_groups"), "", Problem::Missing("at least one { name = \"…\", weight = … }"));
     }
@@ -208,6 +214,11 @@ fn check_listener(
     for (at, group) in written.target_groups.iter().enumerate() {
         let key = |field: &str| format!("{prefix}.target_groups[{at}].{field}");
         let weight = checker.number(&|| key("weight"), group.weight.unwrap_or(1), (0, WEIGHT), "") as u32;
+        let known = declared.iter().find(|declared| declared.name == group.name);
+        let known = known.or_else(|| world.and_then(|world| world.find_group(&group.name)));
+        if !tcp && known.and_then(|group| group.proxy_protocol).unwrap_or_default() != ProxyProtocol::Off {
+            checker.error(key("name"), &group.name, Problem::ProxyTcpOnly);
+        }
         let world = world.map(|world| (world, ResourceKind::TargetGroup));
         checker.refers(|| key("name"), &group.name, groups, world);
         if weight > 0 {
@@ -223,6 +234,7 @@ fn check_listener(
         shares,
         idle_seconds: checker.number(&|| key("idle_seconds"), idle, idle_range, unit) as u16,
         mss,
+        reset_on_expiry,
     }
 }
 

@@ -125,6 +125,14 @@ impl<'a> World<'a> {
         self.placed.endpoints(&endpoint.id).iter().position(is_it).unwrap_or(0)
     }
 
+    /// A group that stays as it is, if there is one of this name.
+    pub(super) fn find_group(&self, name: &str) -> Option<&'a declaration::TargetGroup> {
+        self.declared
+            .groups
+            .get(name)
+            .filter(|group| !self.touched.contains(&(ResourceKind::TargetGroup, &*group.name)))
+    }
+
     /// A group and its VPC (declared index).
     pub(super) fn group(&self, name: &str) -> (usize, &'a declaration::TargetGroup) {
         let group = &self.declared.groups[name];
