@@ -6,8 +6,8 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use postern_tables::check::text;
 use postern_tables::error::Problem;
-use postern_wire::Ipv4Prefix;
 use postern_wire::address::AddressError;
+use postern_wire::{IpPrefix, Ipv4Prefix};
 
 use super::draft::Draft;
 use super::model::Kind;
@@ -84,7 +84,7 @@ impl Prefix {
     fn end(self, address: IpAddr) -> Option<String> {
         match (self, address) {
             (Self::V4(prefix), IpAddr::V4(address)) => {
-                let what = text::network_end(prefix, address)?;
+                let what = text::network_end(IpPrefix::V4(prefix), address.into())?;
                 Some(format!("the {what} address of {prefix}"))
             }
             _ => None,
@@ -100,7 +100,7 @@ fn masked(address: Ipv6Addr, length: u8) -> Ipv6Addr {
 /// Refuses addresses that no host can have.
 pub(super) fn unicast(field: impl FnOnce() -> String, address: IpAddr) -> Result<(), Refusal> {
     let what = match address {
-        IpAddr::V4(address) => text::why_not_unicast(address),
+        IpAddr::V4(_) => text::why_not_unicast(address),
         IpAddr::V6(address) if address.is_unspecified() => Some("the unspecified address"),
         IpAddr::V6(address) if address.is_loopback() => Some("a loopback address"),
         IpAddr::V6(address) if address.is_multicast() => Some("a multicast address"),
