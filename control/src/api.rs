@@ -14,6 +14,7 @@ mod objects;
 pub mod openapi;
 mod query;
 mod usage;
+mod waiting;
 
 use std::sync::Arc;
 

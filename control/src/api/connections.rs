@@ -14,6 +14,7 @@ use super::body::{BODY, DecisionBody, DeregisterBody, RegisterBody, decode};
 use super::error::ApiError;
 use super::objects::with_version;
 use super::query::{Query, Segments};
+use super::waiting::{Waiting, left};
 use super::{Api, Shared};
 use crate::catalog::{Connection, TokenInfo};
 
@@ -28,10 +29,17 @@ pub(super) async fn list(
     State(api): State<Shared>,
     Authenticated(caller): Authenticated,
     path: Segments,
-    query: Query,
+    mut query: Query,
 ) -> Result<Json<Connections>, ApiError> {
+    let endpoint = query.take("endpoint")?;
+    let waiting = if endpoint.is_some() { Waiting::take(&mut query)? } else { None };
     query.end()?;
-    let connections = api.call(move |api| api.catalog.connections(&caller, path.at(0))).await?;
+    let call = move |api: &Api| api.catalog.connections(&caller, path.at(0), endpoint.as_deref());
+    let connections = left(&api, waiting, call, |found| {
+        let one = found.first()?;
+        Some((one.endpoint.as_str(), one.state))
+    });
+    let connections = connections.await?;
     Ok(Json(Connections { connections }))
 }
 

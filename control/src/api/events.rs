@@ -20,11 +20,10 @@ use super::authentication::Authenticated;
 use super::error::ApiError;
 use super::listener::stopped;
 use super::query::{Query, shown};
+use super::waiting::LONGEST_WAIT;
 use crate::catalog::Caller;
 use crate::catalog::model::Event;
 
-/// Longest wait of a call, in seconds.
-const LONGEST_WAIT: u64 = 60;
 /// How often a silent stream says that it is there.
 const SIGN_OF_LIFE: Duration = Duration::from_secs(15);
 /// Events read at a time by a stream.

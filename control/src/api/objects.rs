@@ -7,15 +7,15 @@ use axum::http::{HeaderMap, HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use axum::{Json, Router};
-use serde::de::value::StrDeserializer;
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 
 use super::Shared;
 use super::authentication::Authenticated;
 use super::body::{APPLY_BODY, ApplyBody, BODY, decode, decode_new, decode_replacement};
 use super::error::ApiError;
-use super::query::{Query, Segments, idempotency_key, if_match, shown};
-use crate::catalog::model::{EndpointState, Kind};
+use super::query::{Query, Segments, idempotency_key, if_match};
+use super::waiting::{self, Waiting, left};
+use crate::catalog::model::Kind;
 use crate::catalog::{AnyObject, Filter, Listing, Page, Plan};
 
 /// Objects in an answer unless `limit` says otherwise.
@@ -63,10 +63,13 @@ async fn read(
     State(api): State<Shared>,
     Authenticated(caller): Authenticated,
     path: Segments,
-    query: Query,
+    mut query: Query,
 ) -> Result<Response, ApiError> {
+    let waiting = if kind == Kind::Endpoint { Waiting::take(&mut query)? } else { None };
     query.end()?;
-    let object = api.call(move |api| api.catalog.one(&caller, kind, path.at(0))).await?;
+    let call = move |api: &super::Api| api.catalog.one(&caller, kind, path.at(0));
+    let state = |object: &AnyObject| object.as_endpoint().map(|endpoint| endpoint.status.state);
+    let object = left(&api, waiting, call, |object| Some((object.id(), state(object)?))).await?;
     Ok(with_version(StatusCode::OK, &object))
 }
 
@@ -144,14 +147,7 @@ fn filter(query: &mut Query) -> Result<Filter, ApiError> {
         tags: query.with_prefix("tag.").into_iter().collect(),
         vpc: query.take("vpc")?,
         service: query.take("service")?,
-        state: match query.take("state")? {
-            None => None,
-            Some(state) => Some(EndpointState::deserialize(StrDeserializer::new(&state)).map_err(
-                |error: serde::de::value::Error| {
-                    ApiError::invalid("state", format!("state = \"{}\": {error}", shown(&state)))
-                },
-            )?),
-        },
+        state: waiting::state(query, "state")?,
     })
 }
 

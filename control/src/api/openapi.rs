@@ -202,7 +202,8 @@ fn paths_of_kind(paths: PathsBuilder, kind: Kind) -> PathsBuilder {
         .header("Idempotency-Key", IDEMPOTENCY)
         .body(&format!("New{name}"), true)
         .answer("201", "Made", Some(&name));
-    let read = Call::new(&format!("Read a {kind}")).path("reference", REFERENCE).answer("200", "It", Some(&name));
+    let read = Call::new(&format!("Read a {kind}")).path("reference", REFERENCE);
+    let read = if kind == Kind::Endpoint { read.waits() } else { read }.answer("200", "It", Some(&name));
     let replace = Call::new(&format!("Replace a {kind}"))
         .path("reference", REFERENCE)
         .header("If-Match", IF_MATCH)
@@ -235,7 +236,12 @@ const FILTERS: [(&str, &str); 6] = [
 fn other_paths(paths: PathsBuilder) -> PathsBuilder {
     use HttpMethod::{Delete, Get, Post};
     let principal = "Id or name of the principal";
-    let connections = || Call::new("Connections of a service").tag("services").path("service", REFERENCE);
+    let connections = Call::new("Connections of a service")
+        .tag("services")
+        .path("service", REFERENCE)
+        .query("endpoint", Type::String, "Only the one of this endpoint; the other parameters need it")
+        .waits()
+        .answer("200", "Those that there are", Some(&Connections::name()));
     let decision = |summary: &str| {
         Call::new(summary)
             .tag("services")
@@ -282,10 +288,7 @@ fn other_paths(paths: PathsBuilder) -> PathsBuilder {
     paths
         .path("/v1/principals/{principal}/tokens", item([(Get, listed), (Post, made)]))
         .path("/v1/principals/{principal}/tokens/{token}", item([(Delete, revoked)]))
-        .path(
-            "/v1/services/{service}/connections",
-            item([(Get, connections().answer("200", "Those that there are", Some(&Connections::name())))]),
-        )
+        .path("/v1/services/{service}/connections", item([(Get, connections)]))
         .path("/v1/services/{service}/connections/{endpoint}/accept", item([(Post, decision("Accept a connection"))]))
         .path(
             "/v1/services/{service}/connections/{endpoint}/reject",
@@ -351,6 +354,15 @@ impl Call {
 
     fn query(self, name: &str, kind: Type, description: &str) -> Self {
         self.parameter(ParameterIn::Query, name, kind, description)
+    }
+
+    /// Whose answer may wait for an endpoint.
+    fn waits(self) -> Self {
+        self.query("while", Type::String, "State of the endpoint: the answer waits until it has another").query(
+            "wait_seconds",
+            Type::Integer,
+            "How long it waits at most, 0 to 60 (0)",
+        )
     }
 
     fn header(self, name: &str, description: &str) -> Self {

@@ -90,7 +90,7 @@ pub(super) fn shown(text: &str) -> String {
 }
 
 /// The variable parts of a path, decoded, in their order.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Segments(Vec<String>);
 
 impl<S: Send + Sync> FromRequestParts<S> for Segments {

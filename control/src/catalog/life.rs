@@ -48,14 +48,24 @@ impl Connection {
 }
 
 impl Catalog {
-    /// The endpoints that stand for a service, but for deleted ones, by id.
+    /// The endpoints that stand for a service, but for deleted ones, by id; or one of them.
     ///
     /// # Errors
     /// When the service is not the caller's.
-    pub fn connections(&self, caller: &Caller, service: &str) -> Result<Vec<Connection>, Refusal> {
+    pub fn connections(
+        &self,
+        caller: &Caller,
+        service: &str,
+        endpoint: Option<&str>,
+    ) -> Result<Vec<Connection>, Refusal> {
         let state = self.read();
         let draft = Draft::new(&state, self.now());
         let id = find(&draft, caller, Kind::Service, service)?.id();
+        if let Some(endpoint) = endpoint {
+            let one = state.endpoint(endpoint).filter(|endpoint| endpoint.spec.service == id);
+            let one = one.filter(|endpoint| endpoint.status.state != EndpointState::Deleted);
+            return Ok(one.map(Connection::of).into_iter().collect());
+        }
         let endpoints = state.users_of_kind(id, Kind::Endpoint).filter_map(|id| state.endpoint(id));
         Ok(endpoints.map(Connection::of).collect())
     }
@@ -235,7 +245,6 @@ impl Catalog {
             })?;
         }
         while self.forget_old(now)? {}
-        self.forget_reports_of_gone();
         Ok(())
     }
 }

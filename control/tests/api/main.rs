@@ -10,3 +10,4 @@ mod start;
 mod tenants;
 mod transport;
 mod usage;
+mod waiting;

@@ -7,10 +7,12 @@ use serde_json::Value;
 
 use super::action::{items, list, path};
 use super::show::{held_by, targets_of};
-use crate::client::{Api, ClientError, Refusal, Request};
+use crate::client::{Api, ClientError, Refusal, Request, escape};
 
 /// Between two questions, at first and at last.
 const PAUSES: [Duration; 2] = [Duration::from_millis(10), Duration::from_millis(250)];
+/// Longest wait of one question, in seconds.
+const LONGEST_WAIT: u64 = 60;
 
 /// Asks until there is an answer; gives up with the last that was said of the state.
 fn until<T>(
@@ -31,30 +33,87 @@ fn until<T>(
     }
 }
 
+/// Asks for something about an endpoint, and from then on lets control wait with its answer until the state is another;
+/// `next` is the path of a question, and `judge` says of an answer what it is worth, or the state that was seen in it.
+fn until_state<T>(
+    api: &Api,
+    path: &str,
+    patience: Duration,
+    mut judge: impl FnMut(Result<Value, ClientError>) -> Result<Result<T, Unsettled>, ClientError>,
+) -> Result<T, ClientError> {
+    let deadline = Instant::now() + patience;
+    let mut request = Request::get(path);
+    loop {
+        let answer = match api.send(&request) {
+            // Too many wait: control is asked as often as is good for it.
+            Err(ClientError::Refused(refusal)) if refusal.code == "Busy" => {
+                std::thread::sleep(PAUSES[1]);
+                api.send(&Request::get(path))
+            }
+            answer => answer,
+        };
+        let Unsettled { state, said } = match judge(answer)? {
+            Ok(answer) => return Ok(answer),
+            Err(unsettled) => unsettled,
+        };
+        let left = deadline.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return Err(ClientError::NotInTime(format!("not within {} s: {said}", patience.as_secs())));
+        }
+        request = match state {
+            Some(state) => {
+                let seconds = left.as_secs().clamp(1, LONGEST_WAIT);
+                let joint = if path.contains('?') { '&' } else { '?' };
+                Request::get(format!("{path}{joint}while={}&wait_seconds={seconds}", escape(&state)))
+            }
+            None => {
+                std::thread::sleep(PAUSES[1]);
+                Request::get(path)
+            }
+        };
+    }
+}
+
+/// What is not yet as it should be.
+struct Unsettled {
+    /// The endpoint's state, if one was seen.
+    state: Option<String>,
+    /// How that reads.
+    said: String,
+}
+
+impl Unsettled {
+    fn of(state: String, what: &str) -> Self {
+        Self { said: format!("{what} is {state}"), state: Some(state) }
+    }
+}
+
 /// Until the endpoint is `available`; an error where it ends otherwise.
 pub(super) fn available(api: &Api, id: &str, patience: Duration) -> Result<Value, ClientError> {
-    until(patience, || {
-        let endpoint = api.send(&Request::get(path(Kind::Endpoint, id)))?;
+    until_state(api, &path(Kind::Endpoint, id), patience, |answer| {
+        let endpoint = answer?;
         let state = endpoint["status"]["state"].as_str().unwrap_or_default().to_owned();
-        settled(&state, &format!("endpoint {id}"), endpoint["status"]["reason"].as_str()).map(|done| match done {
+        let what = format!("endpoint {id}");
+        settled(&state, &what, endpoint["status"]["reason"].as_str()).map(|done| match done {
             true => Ok(endpoint),
-            false => Err(format!("endpoint {id} is {state}")),
+            false => Err(Unsettled::of(state, &what)),
         })
     })
 }
 
 /// Until the connection is `available`.
 pub(super) fn connected(api: &Api, service: &str, endpoint: &str, patience: Duration) -> Result<Value, ClientError> {
-    until(patience, || {
-        let answer = api.send(&Request::get(format!("{}/connections", path(Kind::Service, service))))?;
-        let connection = items(answer).into_iter().find(|connection| connection["endpoint"] == endpoint);
-        let Some(connection) = connection else {
-            return Ok(Err(format!("the service has no connection of {endpoint}")));
+    let path = format!("{}/connections?endpoint={}", path(Kind::Service, service), escape(endpoint));
+    until_state(api, &path, patience, |answer| {
+        let Some(connection) = items(answer?).into_iter().next() else {
+            let said = format!("the service has no connection of {endpoint}");
+            return Ok(Err(Unsettled { state: None, said }));
         };
         let state = connection["state"].as_str().unwrap_or_default().to_owned();
-        settled(&state, &format!("endpoint {endpoint}"), None).map(|done| match done {
+        let what = format!("endpoint {endpoint}");
+        settled(&state, &what, None).map(|done| match done {
             true => Ok(connection),
-            false => Err(format!("endpoint {endpoint} is {state}")),
+            false => Err(Unsettled::of(state, &what)),
         })
     })
 }
@@ -73,11 +132,11 @@ fn settled(state: &str, what: &str, reason: Option<&str>) -> Result<bool, Client
 
 /// Until the endpoint is gone.
 pub(super) fn deleted(api: &Api, id: &str, patience: Duration) -> Result<(), ClientError> {
-    until(patience, || match api.send(&Request::get(path(Kind::Endpoint, id))) {
+    until_state(api, &path(Kind::Endpoint, id), patience, |answer| match answer {
         Ok(endpoint) if endpoint["status"]["state"] == "deleted" => Ok(Ok(())),
         Ok(endpoint) => {
-            let state = endpoint["status"]["state"].as_str().unwrap_or_default();
-            Ok(Err(format!("endpoint {id} is {state}")))
+            let state = endpoint["status"]["state"].as_str().unwrap_or_default().to_owned();
+            Ok(Err(Unsettled::of(state, &format!("endpoint {id}"))))
         }
         Err(error) if error.is_not_found() => Ok(Ok(())),
         Err(error) => Err(error),

@@ -39,7 +39,7 @@ fn a_provider_accepts_rejects_after_that_and_accepts_again() {
     let world = World::with_service(by_hand());
     let id = world.connect("e").id().to_owned();
     assert_eq!(world.state("e"), "pendingAcceptance");
-    let waiting = world.catalog.connections(&world.provider, "api").unwrap();
+    let waiting = world.catalog.connections(&world.provider, "api", None).unwrap();
     assert_eq!((waiting.len(), waiting[0].consumer.as_str()), (1, "bank"));
     world.catalog.endpoint_applied(&id).unwrap();
     assert_eq!(world.state("e"), "pendingAcceptance", "what is not accepted does not become available");
@@ -67,7 +67,7 @@ fn only_the_provider_accepts_and_rejects() {
         let refusal = world.catalog.accept(caller, &service, &id).unwrap_err();
         assert_eq!(refusal.code, Code::NotFound);
         assert_eq!(world.catalog.reject(caller, &service, &id, None).unwrap_err().code, Code::NotFound);
-        assert_eq!(world.catalog.connections(caller, &service).unwrap_err().code, Code::NotFound);
+        assert_eq!(world.catalog.connections(caller, &service, None).unwrap_err().code, Code::NotFound);
     }
     assert_eq!(world.state("e"), "pendingAcceptance");
 }
