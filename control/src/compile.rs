@@ -11,7 +11,8 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use postern_tables::{Resource, ResourceKey};
+use postern_tables::declaration as declared;
+use postern_tables::{Resource, ResourceKey, ResourceKind};
 
 use crate::catalog::State;
 use crate::catalog::model::Kind;
@@ -65,6 +66,16 @@ impl Compiled {
     /// All resources, those first that others refer to.
     pub fn resources(&self) -> impl Iterator<Item = (&ResourceKey, &Arc<Rendered>)> {
         self.resources.iter().map(|(key, (_, rendered))| (key, rendered))
+    }
+
+    /// The attachments.
+    pub fn attachments(&self) -> impl Iterator<Item = &declared::Attachment> {
+        let first = ResourceKey { kind: ResourceKind::Attachment, name: String::new() };
+        let all = self.resources.range(first..).map(|(_, (_, rendered))| &rendered.resource);
+        all.map_while(|resource| match resource {
+            Resource::Attachment(attachment, _) => Some(attachment),
+            _ => None,
+        })
     }
 
     /// The object behind a resource.

@@ -1,6 +1,6 @@
 //! What gateways report: kept in memory only, because they report it again.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::net::IpAddr;
 use std::sync::{PoisonError, RwLockReadGuard, RwLockWriteGuard};
 
@@ -16,9 +16,9 @@ type Views = BTreeMap<(IpAddr, u16), BTreeMap<String, TargetHealth>>;
 #[derive(Debug, Default)]
 pub(super) struct Reports {
     gateways: HashMap<String, GatewayStatus>,
-    /// Which gateway announces an address of an endpoint.
-    held: HashMap<(String, IpAddr), String>,
     targets: HashMap<String, Views>,
+    /// Ids of gateways that are in `targets`.
+    viewers: HashSet<String>,
 }
 
 impl Catalog {
@@ -55,22 +55,6 @@ impl Catalog {
         self.read_reports().gateways.get(id).cloned()
     }
 
-    /// Notes which gateway announces an address of an endpoint.
-    pub fn set_endpoint_held(&self, endpoint: &str, address: IpAddr, gateway: Option<&str>) {
-        let key = (endpoint.to_owned(), address);
-        let mut reports = self.write_reports();
-        match gateway {
-            Some(gateway) => reports.held.insert(key, gateway.to_owned()),
-            None => reports.held.remove(&key),
-        };
-    }
-
-    /// Which gateway announces an address of an endpoint, as far as gateways have said since control started.
-    #[must_use]
-    pub fn endpoint_held(&self, endpoint: &str, address: IpAddr) -> Option<String> {
-        self.read_reports().held.get(&(endpoint.to_owned(), address)).cloned()
-    }
-
     /// Notes what a gateway sees of a target; `None`: nothing any more.
     pub fn set_target_view(
         &self,
@@ -85,6 +69,9 @@ impl Catalog {
             Some(health) => {
                 let views = reports.targets.entry(group.to_owned()).or_default();
                 views.entry((address, port)).or_default().insert(gateway.to_owned(), health);
+                if !reports.viewers.contains(gateway) {
+                    reports.viewers.insert(gateway.to_owned());
+                }
             }
             None => {
                 let Some(views) = reports.targets.get_mut(group) else { return };
@@ -101,10 +88,13 @@ impl Catalog {
         }
     }
 
-    /// Forgets everything that a gateway has said of targets and addresses.
+    /// Forgets everything that a gateway has said of targets.
     pub fn forget_views_of(&self, gateway: &str) {
         let mut reports = self.write_reports();
-        reports.held.retain(|_, holder| holder != gateway);
+        // Many that come at once have said nothing yet.
+        if !reports.viewers.remove(gateway) {
+            return;
+        }
         reports.targets.retain(|_, views| {
             views.retain(|_, view| {
                 view.remove(gateway);
@@ -114,13 +104,13 @@ impl Catalog {
         });
     }
 
-    /// Forgets what was said of objects that are gone.
-    pub(super) fn forget_reports_of_gone(&self) {
-        let state = self.read();
-        let mut reports = self.write_reports();
-        reports.gateways.retain(|id, _| state.gateway(id).is_some());
-        reports.held.retain(|(id, _), _| state.endpoint(id).is_some());
-        reports.targets.retain(|id, _| state.target_group(id).is_some());
+    /// Forgets what was said of an object that is gone.
+    pub(super) fn forget_reports_of(&self, kind: Kind, id: &str) {
+        match kind {
+            Kind::Gateway => drop(self.write_reports().gateways.remove(id)),
+            Kind::TargetGroup => drop(self.write_reports().targets.remove(id)),
+            _ => {}
+        }
     }
 
     /// An object as callers see it: with what is known beside what is stored.
@@ -133,8 +123,8 @@ impl Catalog {
                 }
             }
             AnyObject::Service(service) => {
-                let endpoints = state.users_of_kind(&service.metadata.id, Kind::Endpoint);
-                service.status.endpoints = endpoints.count() as u64;
+                // Nothing else refers to services.
+                service.status.endpoints = state.count_users(&service.metadata.id) as u64;
             }
             AnyObject::TargetGroup(group) => {
                 let id = &group.metadata.id;

@@ -100,6 +100,12 @@ impl State {
         users.take_while(move |(of, _)| *of == kind).map(|(_, id)| id.as_str())
     }
 
+    /// How many objects refer to an object.
+    #[must_use]
+    pub fn count_users(&self, id: &str) -> usize {
+        self.users.get(id).map_or(0, BTreeSet::len)
+    }
+
     /// Kinds and ids of all objects that refer to an object.
     pub fn users<'s>(&'s self, id: &str) -> impl Iterator<Item = (Kind, &'s str)> + use<'s> {
         self.users.get(id).into_iter().flatten().map(|(kind, id)| (*kind, id.as_str()))

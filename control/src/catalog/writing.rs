@@ -182,7 +182,10 @@ impl Catalog {
         for ((kind, id), object) in changes {
             match object {
                 Some(object) => state.put(object),
-                None => drop(state.remove(kind, &id)),
+                None => {
+                    state.remove(kind, &id);
+                    self.forget_reports_of(kind, &id);
+                }
             }
         }
         for (digest, credential) in tokens {

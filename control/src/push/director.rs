@@ -16,7 +16,7 @@ use tonic::Status;
 use super::Settings;
 use super::gateway::Gateway;
 use super::session::Outbox;
-use crate::catalog::model::{EndpointState, GatewaySpec, Kind, TargetHealth};
+use crate::catalog::model::{EndpointAddressStatus, EndpointState, GatewaySpec, Kind, TargetHealth};
 use crate::catalog::{Catalog, Change, State};
 use crate::compile::{Compiler, has_access, pool_key};
 use crate::placement::{Decisions, Gateways, Placement};
@@ -437,14 +437,14 @@ impl Director {
             for id in applied {
                 let Some(endpoint) = state.endpoint(&id) else { continue };
                 let key = endpoint_key(&id);
-                let mut everywhere = !endpoint.status.addresses.is_empty();
-                for held in &endpoint.status.addresses {
-                    let holder = held.gateway.as_ref().filter(|holder| {
-                        self.gateways.get(*holder).is_some_and(|gateway| gateway.has_applied(&key, held.address))
-                    });
-                    everywhere &= holder.is_some();
-                    self.catalog.set_endpoint_held(&id, held.address, holder.map(String::as_str));
-                }
+                let has = |holder: &String, address| {
+                    self.gateways.get(holder).is_some_and(|gateway| gateway.has_applied(&key, address))
+                };
+                let addresses = &endpoint.status.addresses;
+                let held = |held: &EndpointAddressStatus| {
+                    held.gateway.as_ref().is_some_and(|holder| has(holder, held.address))
+                };
+                let everywhere = !addresses.is_empty() && addresses.iter().all(held);
                 if everywhere
                     && matches!(endpoint.status.state, EndpointState::Pending | EndpointState::Failed)
                     && !failed.contains_key(&id)

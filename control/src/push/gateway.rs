@@ -52,6 +52,8 @@ pub(super) struct Gateway {
     /// The tables that the gateway would have: what is wrong is found here, before it is sent.
     tables: Option<Tables>,
     ports: BTreeSet<String>,
+    /// Ports that the tables have because attachments name them: of a gateway that does not name its own.
+    assumed: BTreeSet<String>,
     /// What became different and was not offered yet.
     pub(super) fresh: BTreeSet<ResourceKey>,
     /// What cannot be, and why; tried again after the next change.
@@ -66,7 +68,11 @@ pub(super) struct Gateway {
 impl Gateway {
     /// A stream begins. `digest`: of what the gateway says it has from this catalog.
     pub(super) fn connected(&mut self, digest: Option<u128>, ports: Vec<String>) {
-        self.ports = ports.into_iter().collect();
+        let ports: BTreeSet<String> = ports.into_iter().collect();
+        if self.ports != ports {
+            self.ports = ports;
+            self.tables = None;
+        }
         self.retry = true;
         self.blocked = false;
         self.hello = digest;
@@ -229,19 +235,15 @@ impl Gateway {
 
     /// Tables with the ports of all attachments, or of the gateway, holding what was offered.
     fn make_tables(&mut self, compiled: &Compiled) -> Result<(), String> {
-        let needed = compiled.resources().filter_map(|(_, rendered)| match &rendered.resource {
-            Resource::Attachment(attachment, _) => Some(attachment.port.clone()),
-            _ => None,
-        });
-        let new: BTreeSet<String> = match self.ports.is_empty() {
-            // A gateway that does not name its ports refuses by itself what it does not have.
-            true => needed.take(1024).filter(|port| !self.ports.contains(port)).collect(),
-            false => BTreeSet::new(),
-        };
+        // A gateway that does not name its ports refuses by itself what it does not have.
+        let named = !self.ports.is_empty();
+        let needed = compiled.attachments().map(|attachment| &attachment.port).filter(|_| !named);
+        let new: Vec<String> = needed.take(1024).filter(|port| !self.assumed.contains(*port)).cloned().collect();
         if self.tables.is_some() && new.is_empty() {
             return Ok(());
         }
-        let ports = self.ports.iter().chain(&new);
+        self.assumed.extend(new);
+        let ports = self.ports.iter().chain(self.assumed.iter().filter(|_| !named));
         let port = |name: &String| Port { interface: name.clone(), ..Port::default() };
         let declaration = Declaration {
             file: "gateway".to_owned(),
