@@ -185,8 +185,10 @@ impl Keeper<'_> {
             let now = self.shared.clock.now();
             if self.shared.tables.version() != version {
                 version = self.shared.tables.version();
-                snapshot = self.shared.tables.load();
-                self.prober.apply(&snapshot, now, &mut self.output);
+                let before = std::mem::replace(&mut snapshot, self.shared.tables.load());
+                if concerns_targets(&before, &snapshot) {
+                    self.prober.apply(&snapshot, now, &mut self.output);
+                }
             }
             self.take_answers(&snapshot, now);
             self.prober.pass(now, &mut self.output);
@@ -263,6 +265,15 @@ impl Keeper<'_> {
         let summary = (self.prober.groups(), self.prober.counters());
         *self.shared.health.summary.lock().unwrap_or_else(PoisonError::into_inner) = summary;
     }
+}
+
+/// Whether a change of the tables can concern any target: most are about endpoints only.
+fn concerns_targets(before: &Snapshot, after: &Snapshot) -> bool {
+    !(after.targets.is_shared_with(&before.targets)
+        && after.target_groups.is_shared_with(&before.target_groups)
+        && after.listeners.is_shared_with(&before.listeners)
+        && Arc::ptr_eq(&after.pools, &before.pools)
+        && Arc::ptr_eq(&after.vpcs, &before.vpcs))
 }
 
 fn name(key: &TargetKey) -> TargetName {

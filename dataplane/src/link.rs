@@ -201,6 +201,8 @@ pub struct LoopCounters {
     pub restarts: Counter,
     /// Generation of the snapshot in use.
     pub generation: Counter,
+    /// Longest time that taking a new snapshot took, in nanoseconds.
+    pub tables_longest: Counter,
 }
 
 /// One worker, seen from outside.
@@ -271,6 +273,7 @@ impl WorkerLink {
                 requests_lost: Counter::default(),
                 restarts: Counter::default(),
                 generation: Counter::default(),
+                tables_longest: Counter::default(),
             },
             ports: (0..ports).map(|_| PortCounters::default()).collect(),
         })

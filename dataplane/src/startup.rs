@@ -6,6 +6,7 @@ use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use postern_forwarding::WorkerCounters;
 use postern_frame_io::DeviceError;
@@ -225,8 +226,20 @@ impl Gateway {
         let mut health = HealthUpdate::default();
         loop {
             self.side.turn(self.shared.clock.now());
+            // Before the sleep: the turn may have been the one in which the last worker had taken the tables.
+            if self.side.is_settled() {
+                if let Some(settled) = publishing.take() {
+                    // The link may be gone.
+                    let _ = settled.send(());
+                }
+                reload.start(&self.path, &self.checked, &self.tables);
+                health.start(&self.shared, &self.tables);
+            }
             self.shared.control.about_to_sleep();
-            let pause = self.side.pause(self.shared.clock.now());
+            let pause = match health.is_due(&self.shared) && self.side.is_settled() {
+                true => Duration::ZERO,
+                false => self.side.pause(self.shared.clock.now()),
+            };
             tokio::select! {
                 _ = terminate.recv() => return Ok(()),
                 _ = interrupt.recv() => return Ok(()),
@@ -241,14 +254,6 @@ impl Gateway {
                 }
             }
             self.shared.control.awake();
-            if self.side.is_settled() {
-                if let Some(settled) = publishing.take() {
-                    // The link may be gone.
-                    let _ = settled.send(());
-                }
-                reload.start(&self.path, &self.checked, &self.tables);
-                health.start(&self.shared, &self.tables);
-            }
         }
     }
 
@@ -406,8 +411,13 @@ struct HealthUpdate {
 }
 
 impl HealthUpdate {
+    /// Whether there is something to begin with.
+    fn is_due(&self, shared: &Shared) -> bool {
+        self.task.is_none() && shared.health.has_changes()
+    }
+
     fn start(&mut self, shared: &Shared, tables: &Arc<Mutex<Tables>>) {
-        if self.task.is_some() || !shared.health.has_changes() {
+        if !self.is_due(shared) {
             return;
         }
         let (changes, tables) = (shared.health.take_changes(), tables.clone());

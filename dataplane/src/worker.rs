@@ -214,11 +214,14 @@ impl<'w, 'm> Worker<'w, 'm> {
         let version = self.shared.tables.version();
         if version != self.tables_version && !self.link.returned.is_full() {
             self.tables_version = version;
+            let begin = Instant::now();
             let snapshot = self.shared.tables.load();
             self.link.loops.generation.set(snapshot.generation.0);
             let old = self.forwarder.apply(snapshot);
             let returned = self.link.returned.push(old);
             debug_assert!(returned.is_ok(), "only this worker fills the ring");
+            let longest = &self.link.loops.tables_longest;
+            longest.set(longest.get().max(u64::try_from(begin.elapsed().as_nanos()).unwrap_or(u64::MAX)));
             self.shared.control.wake();
         }
     }

@@ -73,12 +73,13 @@ impl UsageBook {
     }
 
     /// Every worker forwards by `snapshot` now: what endpoints that left had used is read for the last time. To be called
-    /// before the next snapshot is published, because that one may give their indices to others.
+    /// before the next snapshot is published, because that one may give their indices to others. Costs what changed.
     pub fn settled(&mut self, snapshot: Arc<Snapshot>) {
-        for at in 0..self.snapshot.endpoints.len() {
+        let before = self.snapshot.clone();
+        for at in before.endpoints.unshared(&snapshot.endpoints) {
             let incarnation =
                 |of: &Snapshot| of.endpoint(EndpointIndex(at as u32)).map_or(0, |endpoint| endpoint.incarnation);
-            if incarnation(&self.snapshot) != 0 && incarnation(&self.snapshot) != incarnation(&snapshot) {
+            if incarnation(&before) != 0 && incarnation(&before) != incarnation(&snapshot) {
                 self.read(at);
                 self.leave(at);
             }

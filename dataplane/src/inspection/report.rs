@@ -131,6 +131,7 @@ report! {
         Counter restarts = "postern_worker_restarts_total" "" "Restarts after a panic.",
         Counter requests_lost = "postern_neighbour_requests_lost_total" "" "Neighbour requests for which there was no room.",
         Gauge generation = "postern_worker_generation" "" "Generation of the tables in use.",
+        Gauge tables_longest = "postern_worker_tables_longest_nanoseconds" "" "Longest time that taking new tables took the worker.",
     }
 }
 

@@ -44,6 +44,25 @@ impl<T> Pages<T> {
     pub fn iter(&self) -> impl Iterator<Item = Option<&T>> {
         self.pages.iter().flat_map(|page| page.iter()).take(self.length).map(Option::as_ref)
     }
+
+    /// Whether nothing can differ: every page is shared with `other`. Costs one look at each page.
+    #[must_use]
+    pub fn is_shared_with(&self, other: &Self) -> bool {
+        self.length == other.length && self.unshared(other).next().is_none()
+    }
+
+    /// Numbers of the slots in pages that are not shared with `older`, up to the longer one's length: what differs is among
+    /// them. Costs one look at each page, and the slots of the changed ones.
+    pub fn unshared<'p>(&'p self, older: &'p Self) -> impl Iterator<Item = usize> + 'p {
+        let pages = self.pages.len().max(older.pages.len());
+        let shared = |at: &usize| match (self.pages.get(*at), older.pages.get(*at)) {
+            (Some(page), Some(before)) => Arc::ptr_eq(page, before),
+            _ => false,
+        };
+        let length = self.length.max(older.length);
+        let changed = (0..pages).filter(move |at| !shared(at));
+        changed.flat_map(|at| at * PAGE..(at + 1) * PAGE).take_while(move |at| *at < length)
+    }
 }
 
 impl<T: Clone + PartialEq> Pages<T> {
@@ -97,6 +116,11 @@ mod tests {
             (3 * PAGE, 3 * PAGE + 1, 7, None)
         );
         assert_ne!(before, pages);
+        let unshared = || pages.unshared(&before).chain(before.unshared(&pages));
+        assert!(
+            unshared().eq([PAGE..2 * PAGE, 3 * PAGE..3 * PAGE + 1].into_iter().flatten().cycle().take(2 * (PAGE + 1)))
+        );
+        assert!(!pages.is_shared_with(&before) && pages.is_shared_with(&pages.clone()));
     }
 
     #[test]
