@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 pub mod bed;
+pub mod control;
 pub mod nat;
 pub mod packet;
 pub mod path;

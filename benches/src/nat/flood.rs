@@ -183,7 +183,7 @@ fn send(socket: &OwnedFd, frames: &[Vec<u8>], sent: &AtomicU64, stop: &AtomicBoo
 
 /// Where the frames end: dropped and counted at the server's ingress by nftables where there is `nft`, else dropped by
 /// a socket whose buffer is full and counted by the interface.
-struct Sink<'t> {
+pub(crate) struct Sink<'t> {
     topology: &'t Topology,
     /// Held open so that no ICMP error is made.
     _socket: UdpSocket,
@@ -191,7 +191,7 @@ struct Sink<'t> {
 }
 
 impl<'t> Sink<'t> {
-    fn open(topology: &'t Topology) -> Result<Self, NatError> {
+    pub(crate) fn open(topology: &'t Topology) -> Result<Self, NatError> {
         let socket = topology.bind_udp_server()?;
         setsockopt(&socket, sockopt::RcvBuf, &0)
             .map_err(|error| NatError::Kernel("shrink the sink's buffer", error))?;
@@ -208,7 +208,8 @@ impl<'t> Sink<'t> {
         Ok(Self { topology, _socket: socket, early })
     }
 
-    fn count(&self) -> Result<u64, NatError> {
+    /// Frames that have come so far.
+    pub(crate) fn count(&self) -> Result<u64, NatError> {
         if self.early {
             self.topology.at_server(|| nftables::counter("netdev", "postern_sink", "arrived"))?
         } else {

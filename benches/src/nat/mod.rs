@@ -411,7 +411,7 @@ fn chosen(only: Option<&str>) -> Result<Vec<Line>, NatError> {
 
 /// Looks for half a second whether other programs keep the machine busy: the worker is a thread like any other, while the
 /// kernel's own forwarding runs before all threads, so that a busy machine slows Postern only.
-fn strangers() -> Result<Option<String>, NatError> {
+pub(crate) fn strangers() -> Result<Option<String>, NatError> {
     let (busy, start) = (processor::busy_seconds()?, Instant::now());
     std::thread::sleep(Duration::from_millis(500));
     let share = (processor::busy_seconds()? - busy) / start.elapsed().as_secs_f64();

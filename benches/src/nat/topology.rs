@@ -36,8 +36,8 @@ const CONNECT: Duration = Duration::from_secs(3);
 /// After this long an accept gives up.
 const ACCEPT: i64 = 500_000;
 
-/// The namespaces. They vanish with this value, or with the process.
-#[derive(Debug)]
+/// The namespaces. They vanish with the last clone of this value, or with the process.
+#[derive(Debug, Clone)]
 pub struct Topology {
     client: Namespace,
     gateway: Namespace,
@@ -98,6 +98,12 @@ impl Topology {
     #[must_use]
     pub const fn gateway(&self) -> &Namespace {
         &self.gateway
+    }
+
+    /// The server's namespace.
+    #[must_use]
+    pub const fn server(&self) -> &Namespace {
+        &self.server
     }
 
     /// The MAC address of the gateway's interface toward the client.

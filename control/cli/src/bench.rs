@@ -1,4 +1,4 @@
-//! `postern bench`: Postern against the kernel's own NAT, and the packet path alone.
+//! `postern bench`: Postern against the kernel's own NAT, the packet path alone, and changes of the tables.
 
 use std::io::Write;
 use std::path::PathBuf;
@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::{Args, Subcommand};
-use postern_benches::{nat, path};
+use postern_benches::{control, nat, path};
 
 /// `postern bench`
 #[derive(Args)]
@@ -21,6 +21,9 @@ enum Command {
     Nat(Nat),
     /// Measure the packet path in memory, without kernel and devices, by number of flows
     Path(Path),
+    /// Measure how long changes take until a gateway has them, and what they cost the traffic: a control plane and a gateway
+    /// in network namespaces; needs root
+    Control(Control),
 }
 
 #[derive(Args)]
@@ -59,6 +62,28 @@ struct Path {
     seconds: f64,
 }
 
+#[derive(Args)]
+struct Control {
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+    /// Small tables and few changes: shows that it works, not how fast it is
+    #[arg(long)]
+    quick: bool,
+    /// Endpoints of the large tables
+    #[arg(long, default_value_t = 100_000, value_parser = clap::value_parser!(u32).range(100..=400_000))]
+    endpoints: u32,
+    /// Services of the large tables, with ten targets each
+    #[arg(long, default_value_t = 1000, value_parser = clap::value_parser!(u32).range(10..=10_000))]
+    services: u32,
+    /// Endpoints made one by one, with small tables and again with large ones
+    #[arg(long, default_value_t = 300, value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    additions: u32,
+    /// Changes under traffic
+    #[arg(long, default_value_t = 10_000, value_parser = clap::value_parser!(u32).range(2..=1_000_000))]
+    changes: u32,
+}
+
 fn seconds(text: &str) -> Result<f64, String> {
     match text.parse() {
         Ok(seconds) if (0.1..=60.0).contains(&seconds) => Ok(seconds),
@@ -66,7 +91,7 @@ fn seconds(text: &str) -> Result<f64, String> {
     }
 }
 
-/// Runs it; the exit code is 0 only if Postern passed every measurement.
+/// Runs it; the exit code is 0 only if Postern passed every measurement that is judged.
 pub(crate) fn run(arguments: Arguments) -> ExitCode {
     let progress = |text: &str| eprintln!("{text}");
     let outcome = match arguments.command {
@@ -74,6 +99,7 @@ pub(crate) fn run(arguments: Arguments) -> ExitCode {
         Command::Path(arguments) => path::run(&arguments.flows, Duration::from_secs_f64(arguments.seconds), progress)
             .map(|report| (if arguments.json { report.to_json() } else { report.to_text() }, true))
             .map_err(|error| error.to_string()),
+        Command::Control(arguments) => change(&arguments, progress),
     };
     match outcome {
         Ok((text, passed)) => {
@@ -100,5 +126,18 @@ fn compare(arguments: &Nat, progress: impl FnMut(&str)) -> Result<(String, bool)
     };
     let report = nat::run(&options, progress).map_err(|error| error.to_string())?;
     let text = if arguments.json { report.to_json() } else { report.to_text() };
+    Ok((text, report.passed()))
+}
+
+fn change(arguments: &Control, progress: impl FnMut(&str)) -> Result<(String, bool), String> {
+    let binary: PathBuf = std::env::current_exe().map_err(|error| format!("cannot find this program: {error}"))?;
+    let Control { json, quick, endpoints, services, additions, changes } = *arguments;
+    let options = if quick {
+        control::Options { binary, endpoints: 2000, services: 20, additions: [20, 20], changes: 100, quick }
+    } else {
+        control::Options { binary, endpoints, services, additions: [additions; 2], changes, quick }
+    };
+    let report = control::run(&options, progress).map_err(|error| error.to_string())?;
+    let text = if json { report.to_json() } else { report.to_text() };
     Ok((text, report.passed()))
 }

@@ -28,6 +28,9 @@ pub const GATEWAY: &str = "lab";
 /// Time between probes of a target, in seconds: the shortest that there is.
 pub const PROBE_INTERVAL: u64 = 5;
 
+/// How long its start may take: it reads its whole store and compares every checksum; machines that test are busy.
+const CONTROL_START: Duration = Duration::from_secs(120);
+
 /// How long a change may take until the gateway has applied it; machines that test are busy.
 const APPLIED: &str = "--wait=60";
 
@@ -181,7 +184,7 @@ pub fn start_and_wait(mut command: Command, namespace: &Namespace, directory: &P
     drop(fs::remove_file(socket(directory)));
     command.args(["control", "--config"]).arg(directory.join("control.toml"));
     let mut process = spawn_logged(namespace, command, directory, "control")?;
-    let end = Instant::now() + START_DEADLINE;
+    let end = Instant::now() + CONTROL_START;
     loop {
         if UnixStream::connect(socket(directory)).is_ok() && token_file(directory, OPERATOR).exists() {
             return Ok(process);
@@ -192,7 +195,7 @@ pub fn start_and_wait(mut command: Command, namespace: &Namespace, directory: &P
             return Err(GatewayError::Ended { program, status, log: log() }.into());
         }
         if Instant::now() > end {
-            let (program, seconds) = ("control".to_owned(), START_DEADLINE.as_secs());
+            let (program, seconds) = ("control".to_owned(), CONTROL_START.as_secs());
             return Err(GatewayError::NotReady { program, seconds, log: log() }.into());
         }
         std::thread::sleep(Duration::from_millis(5));
