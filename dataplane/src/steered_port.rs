@@ -1,7 +1,7 @@
 //! The kernel programs of one port: who of the workers gets a frame, and whether the host does.
 
 use std::collections::HashMap;
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 
 use postern_frame_io::bpf::{self, BpfError, Map, MapKind, ProgramKind};
@@ -20,6 +20,7 @@ use postern_wire::PortIndex;
 pub struct SteeredPort {
     port: PortIndex,
     addresses: Map,
+    addresses6: Map,
     published: Published,
     fan_out: bpf::Program,
     claimed: Option<bpf::Program>,
@@ -34,7 +35,8 @@ struct Published {
     /// VLAN identifiers of the port by VPC, 0 for untagged frames.
     vlans: HashMap<VpcIndex, Vec<u16>>,
     local: Sharded<(VpcIndex, Ipv4Addr), LocalAddress>,
-    /// Entries of the map.
+    local6: Sharded<(VpcIndex, Ipv6Addr), LocalAddress>,
+    /// Entries of both maps.
     length: usize,
 }
 
@@ -58,7 +60,8 @@ impl SteeredPort {
             };
             Map::create(kind, slot.name(), slot.key_size(), slot.value_size(), capacity)
         };
-        let (buckets, blocks, addresses) = (map(MapSlot::Buckets)?, map(MapSlot::Blocks)?, map(MapSlot::Addresses)?);
+        let (buckets, blocks) = (map(MapSlot::Buckets)?, map(MapSlot::Blocks)?);
+        let (addresses, addresses6) = (map(MapSlot::Addresses)?, map(MapSlot::Addresses6)?);
         for (map, workers) in [(&buckets, &ownership.buckets[..]), (&blocks, &ownership.blocks[..])] {
             let (keys, values) = array_contents(workers);
             map.update_batch(&keys, &values)?;
@@ -69,6 +72,7 @@ impl SteeredPort {
                     MapSlot::Buckets => &buckets,
                     MapSlot::Blocks => &blocks,
                     MapSlot::Addresses => &addresses,
+                    MapSlot::Addresses6 => &addresses6,
                 };
                 (*at, map)
             });
@@ -79,7 +83,7 @@ impl SteeredPort {
         let hide = if shared { filter::hide_claimed() } else { filter::hide_everything() };
         let ingress = load(ProgramKind::Classifier, &hide)?;
         let published = Published::default();
-        let mut steered = Self { port, addresses, published, fan_out, claimed, ingress, attached: None };
+        let mut steered = Self { port, addresses, addresses6, published, fan_out, claimed, ingress, attached: None };
         steered.publish(snapshot)?;
         Ok(steered)
     }
@@ -95,6 +99,10 @@ impl SteeredPort {
             self.addresses.delete(key)?;
         }
         self.addresses.update_batch(&changes.keys, &changes.values)?;
+        for key in &changes.removed6 {
+            self.addresses6.delete(key)?;
+        }
+        self.addresses6.update_batch(&changes.keys6, &changes.values6)?;
         self.published = Published { length, ..next };
         Ok(())
     }
@@ -152,7 +160,13 @@ impl Published {
                 vlans.entry(attachment.vpc).or_default().push(attachment.vlan.unwrap_or(0));
             }
         }
-        Self { attachments: snapshot.attachments.clone(), vlans, local: snapshot.local.clone(), length: 0 }
+        Self {
+            attachments: snapshot.attachments.clone(),
+            vlans,
+            local: snapshot.local.clone(),
+            local6: snapshot.local6.clone(),
+            length: 0,
+        }
     }
 
     /// What is to be done to a map with the entries of `before`, and how many it has then.
@@ -163,7 +177,11 @@ impl Published {
         }
         let mut changes = AddressChanges::default();
         let mut length = before.length;
-        for ((vpc, address), was, is) in self.local.differences(&before.local) {
+        let narrow = self.local.differences(&before.local);
+        let narrow = narrow.map(|((vpc, address), was, is)| (vpc, IpAddr::V4(address), was, is));
+        let wide = self.local6.differences(&before.local6);
+        let wide = wide.map(|((vpc, address), was, is)| (vpc, IpAddr::V6(address), was, is));
+        for (vpc, address, was, is) in narrow.chain(wide) {
             for &vlan in self.vlans.get(&vpc).into_iter().flatten() {
                 match is {
                     Some(is) if was.map(kind) != Some(kind(is)) => changes.set(vlan, address, kind(is)),
@@ -179,6 +197,11 @@ impl Published {
     /// All addresses that Postern answers for on the port, by VLAN.
     fn addresses(&self) -> LocalAddresses {
         let mut addresses = LocalAddresses::default();
+        for ((vpc, address), local) in self.local6.iter() {
+            for &vlan in self.vlans.get(vpc).into_iter().flatten() {
+                addresses.insert(vlan, *address, kind(*local));
+            }
+        }
         for ((vpc, address), local) in self.local.iter() {
             for &vlan in self.vlans.get(vpc).into_iter().flatten() {
                 addresses.insert(vlan, *address, kind(*local));

@@ -1,5 +1,6 @@
-//! Neighbor Discovery (RFC 4861): the same rules as with ARP, in messages of ICMPv6. Questions come from the link-local address
-//! that our MAC address makes, because every neighbour can answer to that.
+//! Neighbor Discovery (RFC 4861): the same rules as with ARP, in messages of ICMPv6. Questions come from an address that Postern
+//! holds, where it holds one in the VPC: on a port that it shares with the host, answers to that one are Postern's. Else they
+//! come from the link-local address that our MAC address makes.
 
 use std::net::{IpAddr, Ipv6Addr};
 
@@ -39,8 +40,9 @@ impl Neighbours {
         match message.packet.kind {
             Kind::Solicitation => self.answer_solicitation(attachment, own, mac, &message.packet, now, output),
             Kind::Advertisement { solicited, .. } => {
-                let to_us = message.destination == own && message.packet.destination == link_local(own);
-                self.learn_wide(attachment, mac, message.packet.target, solicited && to_us, now, output);
+                let NeighbourPacket { destination, target, .. } = message.packet;
+                let to_us = message.destination == own && destination == self.wide_sender_for(attachment, own, target);
+                self.learn_wide(attachment, mac, target, solicited && to_us, now, output);
             }
         }
     }
@@ -113,7 +115,7 @@ impl Neighbours {
             Ask::Known(mac) => (address, mac),
         };
         let packet = NeighbourPacket {
-            source: link_local(own),
+            source: self.wide_sender_for(attachment, own, address),
             destination,
             kind: Kind::Solicitation,
             target: address,
@@ -122,6 +124,20 @@ impl Neighbours {
         if self.send_discovery(attachment, mac, &packet, output) {
             self.counters.asked += 1;
         }
+    }
+
+    /// The address that we ask with: one that Postern holds in the VPC, in the on-link prefix of `address` if it can be; the
+    /// link-local address where Postern holds none.
+    fn wide_sender_for(&self, attachment: AttachmentIndex, own: MacAddress, address: Ipv6Addr) -> Ipv6Addr {
+        let held = attachment_of(&self.snapshot, attachment).and_then(|at| Some((at, self.held.get(&at.vpc)?)));
+        let Some((attachment, held)) = held else { return link_local(own) };
+        let first_from = |network: Ipv6Addr| match held.range(IpAddr::V6(network)..).next() {
+            Some(IpAddr::V6(held)) => Some(*held),
+            _ => None,
+        };
+        let mut near = attachment.prefixes6.iter().filter(|prefix| prefix.contains(address));
+        let near = near.find_map(|prefix| first_from(prefix.network()).filter(|held| prefix.contains(*held)));
+        near.or_else(|| first_from(Ipv6Addr::UNSPECIFIED)).unwrap_or_else(|| link_local(own))
     }
 
     /// Sends a message; false if the attachment or its port is gone.

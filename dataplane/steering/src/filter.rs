@@ -5,14 +5,16 @@
 //! ingress keeps every frame from the host, even from one that forwards. Packet sockets see a frame before tc does.
 //! [`crate::LocalAddresses::claims`] is the same decision in Rust.
 
-use postern_wire::parse::{ETHERTYPE_ARP, ETHERTYPE_IPV4};
+use postern_wire::icmpv6::{NEIGHBOUR_ADVERTISEMENT, NEIGHBOUR_SOLICITATION};
+use postern_wire::ipv6;
+use postern_wire::parse::{ETHERTYPE_ARP, ETHERTYPE_IPV4, ETHERTYPE_IPV6, PROTOCOL_ICMPV6};
 
-use crate::addresses::{ARP_FOR_IPV4, ARP_TARGET_ADDRESS, IPV4_DESTINATION};
+use crate::addresses::{ARP_FOR_IPV4, ARP_TARGET_ADDRESS, DISCOVERY_TARGET, IPV4_DESTINATION, IPV6_DESTINATION};
 use crate::assembler::{Assembler, Condition, Label, Operation, Register, Width};
-use crate::program::{ADDRESS_KEY, NetworkHeader, Program, SMALL, network_order};
+use crate::program::{ADDRESS_KEY, ADDRESS_KEY6, NetworkHeader, Program, SMALL, network_order};
 
 use Condition::Different;
-use Register::{Frame, R0, R7, R9};
+use Register::{Frame, R0, R7, R8, R9};
 
 /// Result of a socket filter: the socket gets the whole frame.
 pub const WHOLE_FRAME: u32 = u32::MAX;
@@ -48,9 +50,11 @@ pub fn hide_everything() -> Program {
 fn decide(name: &'static str, claimed: u32, other: u32) -> Program {
     let mut code = Assembler::default();
     let (hosts, arp, look_up) = (code.label(), code.label(), code.label());
+    let (wide, other_destination, about_ours) = (code.label(), code.label(), code.label());
     code.read_ethernet(NetworkHeader::BehindEthernet, hosts);
     code.copy(R9, R0);
     code.jump_if(Condition::Equal, R9, network_order(ETHERTYPE_ARP), arp);
+    code.jump_if(Condition::Equal, R9, network_order(ETHERTYPE_IPV6), wide);
     code.jump_if(Different, R9, network_order(ETHERTYPE_IPV4), hosts);
     code.read_address(IPV4_DESTINATION, hosts);
     code.jump(look_up);
@@ -65,6 +69,27 @@ fn decide(name: &'static str, claimed: u32, other: u32) -> Program {
 
     code.place(look_up);
     code.look_up_address(hosts);
+    code.set(R0, claimed as i32);
+    code.exit();
+
+    code.place(wide);
+    code.store(Width::Word, Frame, ADDRESS_KEY6, R8);
+    code.read_at(IPV6_DESTINATION, ADDRESS_KEY6 + 4, 16, hosts);
+    code.look_up_address6(other_destination);
+    code.set(R0, claimed as i32);
+    code.exit();
+
+    code.place(other_destination);
+    code.read_at(ipv6::NEXT_HEADER, SMALL, 1, hosts);
+    code.load(Width::Byte, R0, Frame, SMALL);
+    code.jump_if(Different, R0, i32::from(PROTOCOL_ICMPV6), hosts);
+    code.read_at(ipv6::HEADER, SMALL, 1, hosts);
+    code.load(Width::Byte, R0, Frame, SMALL);
+    code.jump_if(Condition::Equal, R0, i32::from(NEIGHBOUR_SOLICITATION), about_ours);
+    code.jump_if(Different, R0, i32::from(NEIGHBOUR_ADVERTISEMENT), hosts);
+    code.place(about_ours);
+    code.read_at(DISCOVERY_TARGET, ADDRESS_KEY6 + 4, 16, hosts);
+    code.look_up_address6(hosts);
     code.set(R0, claimed as i32);
     code.exit();
 

@@ -1,12 +1,15 @@
 //! The maps that the programs read, and what belongs into them.
 
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 
 use crate::addresses::{LocalAddresses, LocalKind};
 use crate::ownership::{BLOCKS, BUCKETS};
 
 /// A key of the address map: VLAN identifier as a `u32` in the host's byte order, then the address as in the packet.
 pub type AddressKey = [u8; 8];
+
+/// A key of the map of IPv6 addresses, likewise.
+pub type AddressKey6 = [u8; 20];
 
 /// A map that a program names. One set of maps serves every program of a port.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
@@ -15,8 +18,10 @@ pub enum MapSlot {
     Buckets,
     /// Array of [`BLOCKS`] `u32`: block of SNAT ports to worker.
     Blocks,
-    /// Hash of [`AddressKey`] to `u32` ([`LocalKind`]): the local addresses.
+    /// Hash of [`AddressKey`] to `u32` ([`LocalKind`]): the local IPv4 addresses.
     Addresses,
+    /// Hash of [`AddressKey6`] to `u32` ([`LocalKind`]): the local IPv6 addresses.
+    Addresses6,
 }
 
 impl MapSlot {
@@ -27,6 +32,7 @@ impl MapSlot {
             Self::Buckets => "postern_buckets",
             Self::Blocks => "postern_blocks",
             Self::Addresses => "postern_address",
+            Self::Addresses6 => "postern_addr_v6",
         }
     }
 
@@ -36,6 +42,7 @@ impl MapSlot {
         match self {
             Self::Buckets | Self::Blocks => 4,
             Self::Addresses => size_of::<AddressKey>(),
+            Self::Addresses6 => size_of::<AddressKey6>(),
         }
     }
 
@@ -45,13 +52,13 @@ impl MapSlot {
         4
     }
 
-    /// Entries of an array map; `None` for the hash map, whose capacity is configuration.
+    /// Entries of an array map; `None` for a hash map, whose capacity is configuration.
     #[must_use]
     pub const fn array_length(self) -> Option<u32> {
         match self {
             Self::Buckets => Some(BUCKETS as u32),
             Self::Blocks => Some(BLOCKS as u32),
-            Self::Addresses => None,
+            Self::Addresses | Self::Addresses6 => None,
         }
     }
 }
@@ -64,7 +71,7 @@ pub fn array_contents(workers: &[u16]) -> (Vec<u8>, Vec<u8>) {
     (keys, values)
 }
 
-/// What has to be done to an address map. Empty lists where nothing changed.
+/// What has to be done to the address maps. Empty lists where nothing changed.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct AddressChanges {
     /// Keys to take out.
@@ -73,18 +80,35 @@ pub struct AddressChanges {
     pub keys: Vec<u8>,
     /// Their values, one behind the other.
     pub values: Vec<u8>,
+    /// Keys to take out of the map of IPv6 addresses.
+    pub removed6: Vec<AddressKey6>,
+    /// Keys to set in it, one behind the other.
+    pub keys6: Vec<u8>,
+    /// Their values, one behind the other.
+    pub values6: Vec<u8>,
 }
 
 impl AddressChanges {
     /// Sets what `address` is on `vlan`, 0 for untagged frames.
-    pub fn set(&mut self, vlan: u16, address: Ipv4Addr, kind: LocalKind) {
-        self.keys.extend_from_slice(&address_key(vlan, address.octets()));
-        self.values.extend_from_slice(&address_value(kind));
+    pub fn set(&mut self, vlan: u16, address: IpAddr, kind: LocalKind) {
+        match address {
+            IpAddr::V4(address) => {
+                self.keys.extend_from_slice(&address_key(vlan, address.octets()));
+                self.values.extend_from_slice(&address_value(kind));
+            }
+            IpAddr::V6(address) => {
+                self.keys6.extend_from_slice(&address_key6(vlan, address.octets()));
+                self.values6.extend_from_slice(&address_value(kind));
+            }
+        }
     }
 
     /// Takes `address` on `vlan` out.
-    pub fn remove(&mut self, vlan: u16, address: Ipv4Addr) {
-        self.removed.push(address_key(vlan, address.octets()));
+    pub fn remove(&mut self, vlan: u16, address: IpAddr) {
+        match address {
+            IpAddr::V4(address) => self.removed.push(address_key(vlan, address.octets())),
+            IpAddr::V6(address) => self.removed6.push(address_key6(vlan, address.octets())),
+        }
     }
 }
 
@@ -95,12 +119,18 @@ impl LocalAddresses {
         let mut changes = AddressChanges::default();
         for (&(vlan, address), &kind) in &self.kinds {
             if before.kind(vlan, address) != Some(kind) {
-                changes.keys.extend_from_slice(&address_key(vlan, address));
-                changes.values.extend_from_slice(&address_value(kind));
+                changes.set(vlan, address.into(), kind);
+            }
+        }
+        for (&(vlan, address), &kind) in &self.kinds6 {
+            if before.kind6(vlan, address) != Some(kind) {
+                changes.set(vlan, address.into(), kind);
             }
         }
         let gone = before.kinds.keys().filter(|key| !self.kinds.contains_key(key));
-        changes.removed.extend(gone.map(|&(vlan, address)| address_key(vlan, address)));
+        gone.for_each(|&(vlan, address)| changes.remove(vlan, address.into()));
+        let gone = before.kinds6.keys().filter(|key| !self.kinds6.contains_key(key));
+        gone.for_each(|&(vlan, address)| changes.remove(vlan, address.into()));
         changes
     }
 }
@@ -111,6 +141,13 @@ fn address_key(vlan: u16, address: [u8; 4]) -> AddressKey {
     [a, b, c, d, e, f, g, h]
 }
 
+fn address_key6(vlan: u16, address: [u8; 16]) -> AddressKey6 {
+    let mut key = [0; 20];
+    key[..4].copy_from_slice(&u32::from(vlan).to_ne_bytes());
+    key[4..].copy_from_slice(&address);
+    key
+}
+
 const fn address_value(kind: LocalKind) -> [u8; 4] {
     (kind as u32).to_ne_bytes()
 }
@@ -118,6 +155,7 @@ const fn address_value(kind: LocalKind) -> [u8; 4] {
 #[cfg(test)]
 mod tests {
     use std::collections::HashMap;
+    use std::net::{Ipv4Addr, Ipv6Addr};
 
     use super::*;
 
@@ -150,6 +188,22 @@ mod tests {
         // One gone, one changed, one new.
         assert_eq!(touched, 3);
         assert_eq!(after.changes_from(&after), AddressChanges::default());
+    }
+
+    #[test]
+    fn ipv6_addresses_change_their_own_map_only() {
+        let address = |last| Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, last);
+        let of = |list: &[(u16, u16, LocalKind)]| -> LocalAddresses {
+            list.iter().map(|&(vlan, last, kind)| (vlan, address(last), kind)).collect()
+        };
+        let before = of(&[(0, 1, LocalKind::Endpoint), (7, 2, LocalKind::Snat)]);
+        let after = of(&[(0, 1, LocalKind::Endpoint), (7, 1, LocalKind::Snat)]);
+        let changes = after.changes_from(&before);
+        assert_eq!(changes.keys6, address_key6(7, address(1).octets()));
+        assert_eq!(changes.values6, 2_u32.to_ne_bytes());
+        assert_eq!(changes.removed6, [address_key6(7, address(2).octets())]);
+        assert!(changes.keys.is_empty() && changes.values.is_empty() && changes.removed.is_empty());
+        assert_eq!((after.len(), after.kind6(7, address(1).octets())), (2, Some(LocalKind::Snat)));
     }
 
     #[test]

@@ -1,18 +1,23 @@
 //! `owner(frame) → worker` in Rust. [`crate::program`] says the same in BPF instructions, step by step.
 
-use postern_wire::parse::{ETHERTYPE_IPV4, PROTOCOL_ICMP, PROTOCOL_TCP, PROTOCOL_UDP};
+use postern_wire::ipv6::{self, DESTINATION_OPTIONS, FRAGMENT, HOP_BY_HOP, ROUTING};
+use postern_wire::parse::{ETHERTYPE_IPV4, ETHERTYPE_IPV6, PROTOCOL_ICMP, PROTOCOL_ICMPV6, PROTOCOL_TCP, PROTOCOL_UDP};
 use postern_wire::{AttachmentIndex, FlowKey};
 
 use crate::addresses::{LocalAddresses, LocalKind};
 use crate::ownership::Ownership;
 use crate::packet::{Packet, be16, four};
 
-/// The worker that takes what no flow owns: ARP, IPv6, other destinations, and packets that end inside a header.
+/// The worker that takes what no flow owns: ARP, multicast, other destinations, and packets that end inside a header.
 pub const WORKER_OF_THE_REST: u16 = 0;
 
 /// ICMP types whose message quotes a packet: destination unreachable, source quench, time exceeded, parameter problem
 /// (RFC 792).
 pub(crate) const ICMP_ERRORS: [u8; 4] = [3, 4, 11, 12];
+/// The same of ICMPv6 (RFC 4443 §2.1): destination unreachable, packet too big, time exceeded, parameter problem.
+pub(crate) const ICMPV6_ERRORS: [u8; 4] = [1, 2, 3, 4];
+/// Extension headers of IPv6 that are walked over.
+pub(crate) const EXTENSIONS: [u8; 4] = [HOP_BY_HOP, ROUTING, FRAGMENT, DESTINATION_OPTIONS];
 /// Bytes of an ICMP message before the quoted packet.
 pub(crate) const ICMP_HEADER: usize = 8;
 /// Bytes of an IPv4 header without options.
@@ -32,7 +37,7 @@ impl Steering {
     ///
     /// | destination and packet | worker |
     /// |---|---|
-    /// | not local, not IPv4, or cut inside a header | [`WORKER_OF_THE_REST`] |
+    /// | not local, not IP, or cut inside a header | [`WORKER_OF_THE_REST`] |
     /// | any fragment, the first included | bucket of (source, destination, protocol, identification, VLAN) |
     /// | TCP, UDP to an endpoint | bucket of the flow |
     /// | TCP, UDP to an SNAT address | block of the destination port |
@@ -40,9 +45,17 @@ impl Steering {
     /// | ICMP error to an SNAT address | block of the quoted source port |
     /// | anything else, also an ICMP error that quotes no TCP or UDP ports | bucket of (source, destination, protocol) |
     ///
+    /// IPv6 addresses are folded to 32 bits by [`ipv6::fold`]. Extension headers are walked over within the bounds of
+    /// [`ipv6::upper`]; a packet beyond them is of the first row. A fragment's protocol is what its fragment header says comes
+    /// next, and the VLAN does not count. An ICMPv6 error's quoted packet is looked into if its ports follow its first
+    /// header; else the worker that gets it passes it on.
+    ///
     /// Lengths are those of the frame: a total length that contradicts it is the owner's to find.
     #[must_use]
     pub fn owner(&self, packet: Packet<'_>) -> u16 {
+        if packet.ethertype == ETHERTYPE_IPV6 {
+            return self.owner6(packet).unwrap_or(WORKER_OF_THE_REST);
+        }
         if packet.ethertype != ETHERTYPE_IPV4 {
             return WORKER_OF_THE_REST;
         }
@@ -81,6 +94,59 @@ impl Steering {
         }
     }
 
+    /// `None` for what is not local, or cut.
+    fn owner6(&self, packet: Packet<'_>) -> Option<u16> {
+        let ip = packet.bytes;
+        let header: &[u8; ipv6::HEADER] = ip.first_chunk().filter(|header| header[0] >> 4 == 6)?;
+        let kind = self.addresses.kind6(packet.vlan, *header.last_chunk()?)?;
+        let folded = folded_addresses(header);
+        let (mut protocol, mut at) = (header[ipv6::NEXT_HEADER], ipv6::HEADER);
+        let mut extensions = 0;
+        while EXTENSIONS.contains(&protocol) {
+            extensions += 1;
+            let extension: &[u8; 8] = ip.get(at..)?.first_chunk()?;
+            if extensions > ipv6::MOST_EXTENSIONS {
+                return None;
+            }
+            if protocol == FRAGMENT {
+                if be16(extension, 2) & !6 != 0 {
+                    return Some(self.of_bucket(folded, u32::from_le_bytes(four(extension, 4)), extension[0]));
+                }
+                at += ipv6::FRAGMENT_HEADER;
+            } else {
+                at += (usize::from(extension[1]) + 1) * 8;
+            }
+            protocol = extension[0];
+            if at > ipv6::HEADER + ipv6::MOST_EXTENSION_BYTES {
+                return None;
+            }
+        }
+        let transport = &ip[at.min(ip.len())..];
+        Some(match protocol {
+            PROTOCOL_TCP | PROTOCOL_UDP => {
+                let &ports = transport.first_chunk::<4>()?;
+                match kind {
+                    LocalKind::Snat => self.ownership.of_port(be16(&ports, 2)),
+                    LocalKind::Endpoint => self.of_bucket(folded, u32::from_le_bytes(ports), protocol),
+                }
+            }
+            PROTOCOL_ICMPV6 => {
+                let is_error = ICMPV6_ERRORS.contains(transport.first()?);
+                let quoted = if is_error { Quoted::read6(transport) } else { None };
+                match (quoted, kind) {
+                    (None, _) => self.of_bucket(folded, 0, PROTOCOL_ICMPV6),
+                    (Some(quoted), LocalKind::Snat) => self.ownership.of_port(be16(&quoted.ports, 0)),
+                    (Some(quoted), LocalKind::Endpoint) => self.of_bucket(
+                        quoted.addresses.rotate_left(32),
+                        u32::from_le_bytes(quoted.ports).rotate_left(16),
+                        quoted.protocol,
+                    ),
+                }
+            }
+            _ => self.of_bucket(folded, 0, protocol),
+        })
+    }
+
     /// The owner of the bucket of these address bytes, port bytes (both read as little-endian) and protocol.
     fn of_bucket(&self, addresses: u64, ports: u32, protocol: u8) -> u16 {
         self.ownership.of_flow(FlowKey::from_wire(AttachmentIndex(0), protocol, addresses, ports))
@@ -105,6 +171,26 @@ impl Quoted {
         let &ports = ip.get(header_length..)?.first_chunk::<4>()?;
         Some(Self { addresses: addresses(ip), ports, protocol: ip[9] })
     }
+}
+
+impl Quoted {
+    fn read6(icmp: &[u8]) -> Option<Self> {
+        let ip = icmp.get(ICMP_HEADER..)?;
+        let header: &[u8; ipv6::HEADER] = ip.first_chunk().filter(|header| header[0] >> 4 == 6)?;
+        let protocol = header[ipv6::NEXT_HEADER];
+        if !matches!(protocol, PROTOCOL_TCP | PROTOCOL_UDP) {
+            return None;
+        }
+        let &ports = ip.get(ipv6::HEADER..)?.first_chunk::<4>()?;
+        Some(Self { addresses: folded_addresses(header), ports, protocol })
+    }
+}
+
+/// Source and destination address of an IPv6 header, folded, as [`addresses`] has those of IPv4.
+fn folded_addresses(header: &[u8; ipv6::HEADER]) -> u64 {
+    let Some(pair) = ipv6::addresses(header, 0) else { return 0 };
+    let (source, destination) = ipv6::octets(pair);
+    u64::from(ipv6::fold(source)) | u64::from(ipv6::fold(destination)) << 32
 }
 
 /// Length of an IPv4 header of which at least the 20 fixed bytes are there; options may be cut.

@@ -5,16 +5,19 @@
 //! Ethernet header in pages until the IP layer pulls it (virtio_net does with large frames). Where the network header is
 //! depends on the hook, which `NetworkHeader` names.
 
-use postern_wire::parse::{ETHERTYPE_IPV4, ETHERTYPE_VLAN, PROTOCOL_ICMP, PROTOCOL_TCP, PROTOCOL_UDP};
+use postern_wire::ipv6;
+use postern_wire::parse::{
+    ETHERTYPE_IPV4, ETHERTYPE_IPV6, ETHERTYPE_VLAN, PROTOCOL_ICMP, PROTOCOL_ICMPV6, PROTOCOL_TCP, PROTOCOL_UDP,
+};
 
 use crate::addresses::LocalKind;
 pub use crate::assembler::Instruction;
 use crate::assembler::{Assembler, Condition, KernelFunction, Label, Operation, Register, Width};
 use crate::maps::MapSlot;
-use crate::owner::{ICMP_ERRORS, ICMP_HEADER, IPV4_HEADER, WORKER_OF_THE_REST};
+use crate::owner::{EXTENSIONS, ICMP_ERRORS, ICMP_HEADER, ICMPV6_ERRORS, IPV4_HEADER, WORKER_OF_THE_REST};
 use crate::ownership::{BLOCK_PORTS, BUCKETS, HASH_MULTIPLIERS, Ownership};
 
-use Condition::{AnyBit, Different, Equal, Less};
+use Condition::{AnyBit, Different, Equal, Greater, Less};
 use Operation::{Add, And, Multiply, Or, ShiftLeft, ShiftRight, Xor};
 use Register::{Frame, R0, R1, R2, R3, R4, R6, R7, R8, R9};
 use Width::{Byte, Double, Half, Word};
@@ -62,6 +65,16 @@ pub(crate) const ADDRESS_KEY: i16 = -40;
 const INDEX: i16 = -44;
 /// Stack: ports, an ICMP type, or a VLAN tag.
 pub(crate) const SMALL: i16 = -48;
+/// Stack: the first eight bytes of an IPv6 extension header.
+const EXTENSION: i16 = -88;
+/// Stack: key of the map of IPv6 addresses; its first word is the VLAN identifier.
+pub(crate) const ADDRESS_KEY6: i16 = -112;
+/// Stack: the IPv6 header, so placed that the addresses (at 8 and 24) can be read as aligned double words.
+const IP6: i16 = -152;
+/// Stack: the quoted IPv6 header, likewise.
+const QUOTED_IP6: i16 = -192;
+/// Stack: the number of the header at R9, as a word.
+const NEXT: i16 = -196;
 
 /// The program of a fan-out group (`BPF_PROG_TYPE_SOCKET_FILTER`): returns the worker, which is the position of its socket
 /// in the group. The key of the bucket hash becomes part of the instructions; the tables are in the maps.
@@ -71,7 +84,9 @@ pub fn fan_out(ownership: &Ownership) -> Program {
     let (rest, plain, fragment, transport) = (code.label(), code.label(), code.label(), code.label());
     let (icmp, bucket, block, table) = (code.label(), code.label(), code.label(), code.label());
 
+    let wide = code.label();
     code.read_ethernet(NetworkHeader::AtStart, rest);
+    code.jump_if(Equal, R0, network_order(ETHERTYPE_IPV6), wide);
     code.jump_if(Different, R0, network_order(ETHERTYPE_IPV4), rest);
 
     // R9: offset of the transport header.
@@ -151,6 +166,9 @@ pub fn fan_out(ownership: &Ownership) -> Program {
     code.operate(Or, R2, R0);
     code.load(Byte, R3, Frame, IP + 9);
     code.jump(bucket);
+
+    code.place(wide);
+    code.decide_wide(bucket, block, rest);
 
     code.place(plain);
     code.load(Double, R1, Frame, IP + 12);
@@ -241,6 +259,160 @@ impl Assembler {
         self.operate_constant(Add, R2, i32::from(ADDRESS_KEY));
         self.call(KernelFunction::MapLookup);
         self.jump_if(Equal, R0, 0, foreign);
+    }
+
+    /// The same of the 16 bytes behind the VLAN identifier in [`ADDRESS_KEY6`].
+    pub(crate) fn look_up_address6(&mut self, foreign: Label) {
+        self.set_map(R1, MapSlot::Addresses6);
+        self.copy(R2, Frame);
+        self.operate_constant(Add, R2, i32::from(ADDRESS_KEY6));
+        self.call(KernelFunction::MapLookup);
+        self.jump_if(Equal, R0, 0, foreign);
+    }
+
+    /// An IPv6 packet: goes on at `bucket` with what [`Self::hash`] takes, or at `block` with the port in R1.
+    fn decide_wide(&mut self, bucket: Label, block: Label, rest: Label) {
+        let (transport, icmp, plain, fragment) = (self.label(), self.label(), self.label(), self.label());
+        let upper = self.label();
+        self.store(Word, Frame, ADDRESS_KEY6, R8);
+        self.read_ipv6(R7, IP6, rest);
+        for at in (0..16).step_by(4) {
+            self.load(Word, R0, Frame, IP6 + 24 + at);
+            self.store(Word, Frame, ADDRESS_KEY6 + 4 + at, R0);
+        }
+        self.look_up_address6(rest);
+        // From here on R8 is the kind of the address, R9 the offset of the header whose number is in NEXT.
+        self.load(Word, R8, R0, 0);
+        self.copy(R9, R7);
+        self.operate_constant(Add, R9, ipv6::HEADER as i32);
+        self.load(Byte, R0, Frame, IP6 + ipv6::NEXT_HEADER as i16);
+        self.store(Word, Frame, NEXT, R0);
+        for extensions in 0..=ipv6::MOST_EXTENSIONS {
+            let (is_extension, is_fragment, next) = (self.label(), self.label(), self.label());
+            self.load(Word, R0, Frame, NEXT);
+            for number in EXTENSIONS {
+                self.jump_if(Equal, R0, i32::from(number), is_extension);
+            }
+            self.jump(upper);
+            self.place(is_extension);
+            if extensions == ipv6::MOST_EXTENSIONS {
+                self.jump(rest);
+                // These are never reached, and stand because labels that are used must.
+                self.place(is_fragment);
+                self.place(next);
+                break;
+            }
+            self.read(R9, EXTENSION, 8, rest);
+            self.load(Byte, R1, Frame, EXTENSION);
+            self.load(Word, R0, Frame, NEXT);
+            self.store(Word, Frame, NEXT, R1);
+            self.jump_if(Equal, R0, i32::from(ipv6::FRAGMENT), is_fragment);
+            self.load(Byte, R0, Frame, EXTENSION + 1);
+            self.operate_constant(Add, R0, 1);
+            self.operate_constant(ShiftLeft, R0, 3);
+            self.operate(Add, R9, R0);
+            self.jump(next);
+            self.place(is_fragment);
+            self.load(Half, R0, Frame, EXTENSION + 2);
+            self.big_endian(R0, 16);
+            self.jump_if(AnyBit, R0, 0xfff9, fragment);
+            self.operate_constant(Add, R9, ipv6::FRAGMENT_HEADER as i32);
+            self.place(next);
+            self.copy(R0, R9);
+            self.operate(Operation::Subtract, R0, R7);
+            self.jump_if(Greater, R0, (ipv6::HEADER + ipv6::MOST_EXTENSION_BYTES) as i32, rest);
+        }
+
+        self.place(upper);
+        self.jump_if(Equal, R0, i32::from(PROTOCOL_TCP), transport);
+        self.jump_if(Equal, R0, i32::from(PROTOCOL_UDP), transport);
+        self.jump_if(Equal, R0, i32::from(PROTOCOL_ICMPV6), icmp);
+        self.jump(plain);
+
+        self.place(transport);
+        self.read(R9, SMALL, 4, rest);
+        self.load(Half, R1, Frame, SMALL + 2);
+        self.big_endian(R1, 16);
+        self.jump_if(Equal, R8, LocalKind::Snat as i32, block);
+        self.fold_addresses(IP6 + 8, IP6 + 24);
+        self.load(Word, R2, Frame, SMALL);
+        self.little_endian(R2, 32);
+        self.load(Word, R3, Frame, NEXT);
+        self.jump(bucket);
+
+        self.place(icmp);
+        let error = self.label();
+        self.read(R9, SMALL, 1, rest);
+        self.load(Byte, R0, Frame, SMALL);
+        for icmp_type in ICMPV6_ERRORS {
+            self.jump_if(Equal, R0, i32::from(icmp_type), error);
+        }
+        self.jump(plain);
+
+        self.place(error);
+        let has_ports = self.label();
+        self.operate_constant(Add, R9, ICMP_HEADER as i32);
+        self.read_ipv6(R9, QUOTED_IP6, plain);
+        self.load(Byte, R0, Frame, QUOTED_IP6 + ipv6::NEXT_HEADER as i16);
+        self.jump_if(Equal, R0, i32::from(PROTOCOL_TCP), has_ports);
+        self.jump_if(Different, R0, i32::from(PROTOCOL_UDP), plain);
+        self.place(has_ports);
+        self.operate_constant(Add, R9, ipv6::HEADER as i32);
+        self.read(R9, SMALL, 4, plain);
+        self.load(Half, R1, Frame, SMALL);
+        self.big_endian(R1, 16);
+        self.jump_if(Equal, R8, LocalKind::Snat as i32, block);
+        // The quoted packet went the other way: exchange source and destination.
+        self.fold_addresses(QUOTED_IP6 + 24, QUOTED_IP6 + 8);
+        self.load(Word, R2, Frame, SMALL);
+        self.little_endian(R2, 32);
+        self.exchange_halves(R2, 16);
+        self.set_wide(R4, 0xffff_ffff);
+        self.operate(And, R2, R4);
+        self.load(Byte, R3, Frame, QUOTED_IP6 + ipv6::NEXT_HEADER as i16);
+        self.jump(bucket);
+
+        self.place(fragment);
+        self.fold_addresses(IP6 + 8, IP6 + 24);
+        self.load(Word, R2, Frame, EXTENSION + 4);
+        self.little_endian(R2, 32);
+        self.load(Word, R3, Frame, NEXT);
+        self.jump(bucket);
+
+        self.place(plain);
+        self.fold_addresses(IP6 + 8, IP6 + 24);
+        self.set(R2, 0);
+        self.load(Word, R3, Frame, NEXT);
+        self.jump(bucket);
+    }
+
+    /// Copies the IPv6 header at `offset` to the stack. Goes to `broken` for another version or a cut header.
+    fn read_ipv6(&mut self, offset: Register, to: i16, broken: Label) {
+        self.read(offset, to, ipv6::HEADER, broken);
+        self.load(Byte, R0, Frame, to);
+        self.operate_constant(ShiftRight, R0, 4);
+        self.jump_if(Different, R0, 6, broken);
+    }
+
+    /// Sets R1 to the fold of the address at `low` of the stack, and above it that of the one at `high`. Destroys R0 and R2.
+    fn fold_addresses(&mut self, low: i16, high: i16) {
+        self.fold(R1, low);
+        self.fold(R2, high);
+        self.operate_constant(ShiftLeft, R2, 32);
+        self.operate(Or, R1, R2);
+    }
+
+    /// [`ipv6::fold`] of the address at `at` of the stack. Destroys R0.
+    fn fold(&mut self, to: Register, at: i16) {
+        self.load(Double, to, Frame, at);
+        self.load(Double, R0, Frame, at + 8);
+        self.operate(Xor, to, R0);
+        self.little_endian(to, 64);
+        self.copy(R0, to);
+        self.operate_constant(ShiftRight, R0, 32);
+        self.operate(Xor, to, R0);
+        self.operate_constant(ShiftLeft, to, 32);
+        self.operate_constant(ShiftRight, to, 32);
     }
 
     /// Copies the fixed part of the IPv4 header at `offset` to the stack and sets R0 to the offset behind the whole header.

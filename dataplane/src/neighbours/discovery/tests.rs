@@ -68,7 +68,7 @@ fn solicitation(from: (MacAddress, Ipv6Addr), target: Ipv6Addr) -> NeighbourPack
 }
 
 fn advertisement(mac: MacAddress, solicited: bool) -> NeighbourFrame {
-    let destination = if solicited { link_local(OWN) } else { ALL_NODES };
+    let destination = if solicited { SNAT } else { ALL_NODES };
     let kind = Kind::Advertisement { router: false, solicited, overrides: true };
     let packet = NeighbourPacket { source: TARGET, destination, kind, target: TARGET, mac: Some(mac) };
     received(0, NO_VLAN, mac, if solicited { OWN } else { multicast_mac(ALL_NODES) }, &packet)
@@ -137,12 +137,12 @@ fn a_new_ipv6_address_is_announced_twice_to_all_nodes() {
 }
 
 #[test]
-fn an_ipv6_neighbour_is_asked_from_the_link_local_address_and_only_its_answer_counts() {
+fn an_ipv6_neighbour_is_asked_from_an_address_that_postern_holds_and_only_its_answer_counts() {
     let mut neighbours = quiet();
     let question = asked(&mut neighbours).frames.pop().unwrap().parse_discovery().unwrap();
     assert_eq!(question.destination, multicast_mac(solicited_node(TARGET)));
     let expected = NeighbourPacket {
-        source: link_local(OWN),
+        source: SNAT,
         destination: solicited_node(TARGET),
         kind: Kind::Solicitation,
         target: TARGET,
@@ -196,7 +196,7 @@ fn a_silent_ipv6_neighbour_is_asked_three_times_and_then_given_up() {
 }
 
 #[test]
-fn the_link_local_address_that_questions_come_from_is_answered_for() {
+fn the_link_local_address_that_questions_may_come_from_is_answered_for() {
     let (mut neighbours, mut output) = (quiet(), Output::default());
     let mut packet = solicitation((TARGET_MAC, TARGET), link_local(OWN));
     packet.destination = link_local(OWN);

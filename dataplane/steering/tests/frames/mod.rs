@@ -1,7 +1,7 @@
 //! Random frames that reach every branch: the kinds of packets that a gateway meets, and damaged ones.
 #![allow(dead_code, unreachable_pub, reason = "shared by tests that each use a part")]
 
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use postern_steering::{LocalAddresses, LocalKind};
 
@@ -30,7 +30,14 @@ pub fn other_addresses() -> LocalAddresses {
 }
 
 fn local(list: &[(u16, usize, LocalKind)]) -> LocalAddresses {
-    list.iter().map(|&(vlan, at, kind)| (vlan, Ipv4Addr::from_octets(ADDRESSES[at]), kind)).collect()
+    let narrow = list.iter().map(|&(vlan, at, kind)| (vlan, IpAddr::V4(Ipv4Addr::from_octets(ADDRESSES[at])), kind));
+    let wide = list.iter().map(|&(vlan, at, kind)| (vlan, IpAddr::V6(wide(ADDRESSES[at])), kind));
+    narrow.chain(wide).collect()
+}
+
+/// The IPv6 address that goes with one of [`ADDRESSES`]: all its bytes count in it.
+fn wide([a, b, c, d]: [u8; 4]) -> Ipv6Addr {
+    Ipv6Addr::from_octets([0x20, 1, 0xd, 0xb8, a, b, 1, 2, c, 0, 3, 4, 5, a ^ d, 0, d])
 }
 
 /// A TCP frame to an endpoint.
@@ -72,6 +79,10 @@ impl Frames {
         match self.below(16) {
             0 => self.put_random_type(&mut frame),
             1 => self.put_arp(&mut frame),
+            2..=7 => {
+                frame.extend([0x86, 0xdd]);
+                self.put_ipv6(&mut frame, true);
+            }
             _ => {
                 frame.extend([8, 0]);
                 self.put_ipv4(&mut frame, true);
@@ -152,6 +163,57 @@ impl Frames {
             }
         } else {
             // Ports, and as much behind them as an ICMP error quotes at least.
+            frame.extend(self.next().to_be_bytes());
+        }
+    }
+
+    /// An IPv6 packet with up to ten extension headers; an ICMPv6 error in an `outer` one quotes another.
+    fn put_ipv6(&mut self, frame: &mut Vec<u8>, outer: bool) {
+        let start = frame.len();
+        let protocol = [6, 17, 6, 17, 58, 58, 58, self.next() as u8][self.below(8)];
+        let extensions = match self.below(8) {
+            0 => self.below(11),
+            1 | 2 => self.below(3),
+            _ => 0,
+        };
+        let mut numbers: Vec<u8> = (0..extensions).map(|_| [0, 43, 44, 60][self.below(4)]).collect();
+        numbers.push(protocol);
+        frame.extend([0x60, 0, 0, 0]);
+        frame.extend((self.next() as u16 % 1500).to_be_bytes());
+        frame.extend([numbers[0], 255]);
+        let (source, destination) = (self.address(), self.address());
+        frame.extend(wide(source).octets());
+        frame.extend(if self.below(6) == 0 { [[0xff, 2], [0, 1]].concat() } else { wide(destination).octets()[..4].to_vec() });
+        frame.extend(&wide(destination).octets()[4..]);
+        for pair in numbers.windows(2) {
+            if pair[0] == 44 {
+                let field = if self.below(2) == 0 { self.next() as u16 & 6 } else { self.next() as u16 };
+                frame.extend([pair[1], 0]);
+                frame.extend(field.to_be_bytes());
+                frame.extend((self.next() as u32).to_be_bytes());
+            } else {
+                let length = [0, 0, 1, 2, self.below(40)][self.below(5)];
+                frame.extend([pair[1], length as u8]);
+                frame.extend((0..length * 8 + 6).map(|at| at as u8));
+            }
+        }
+        if self.below(64) == 0 {
+            frame[start] = self.next() as u8;
+        }
+        if protocol == 58 {
+            match self.below(3) {
+                0 if outer => {
+                    frame.extend([1 + self.below(5) as u8, 0, 0, 0, 0, 0, 0, 0]);
+                    self.put_ipv6(frame, false);
+                }
+                1 => {
+                    frame.extend([[135, 136, 134][self.below(3)], 0, 0, 0, 0, 0, 0, 0]);
+                    let target = self.address();
+                    frame.extend(wide(target).octets());
+                }
+                _ => frame.extend([self.next() as u8, 0, 0, 0, 0, 0, 0, 0]),
+            }
+        } else {
             frame.extend(self.next().to_be_bytes());
         }
     }

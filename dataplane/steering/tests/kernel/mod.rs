@@ -10,6 +10,7 @@ pub struct Maps {
     buckets: Map,
     blocks: Map,
     addresses: Map,
+    addresses6: Map,
 }
 
 impl Maps {
@@ -26,6 +27,7 @@ impl Maps {
             buckets: create(MapSlot::Buckets)?,
             blocks: create(MapSlot::Blocks)?,
             addresses: create(MapSlot::Addresses)?,
+            addresses6: create(MapSlot::Addresses6)?,
         };
         maps.own(&steering.ownership)?;
         maps.replace(&LocalAddresses::default(), &steering.addresses)?;
@@ -47,7 +49,11 @@ impl Maps {
         for key in &changes.removed {
             self.addresses.delete(key)?;
         }
-        self.addresses.update_batch(&changes.keys, &changes.values)
+        self.addresses.update_batch(&changes.keys, &changes.values)?;
+        for key in &changes.removed6 {
+            self.addresses6.delete(key)?;
+        }
+        self.addresses6.update_batch(&changes.keys6, &changes.values6)
     }
 
     /// Loads a program with these maps.
@@ -61,6 +67,7 @@ impl Maps {
             MapSlot::Buckets => &self.buckets,
             MapSlot::Blocks => &self.blocks,
             MapSlot::Addresses => &self.addresses,
+            MapSlot::Addresses6 => &self.addresses6,
         }
     }
 }
