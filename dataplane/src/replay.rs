@@ -97,7 +97,7 @@ pub fn replay(checked: &Checked, replay: &Replay) -> Result<CountersReport, Repl
         worker: WorkerIndex(0),
         workers: 1,
         flows: checked.workers.flows,
-        ipv6_flows: checked.workers.flows / 4,
+        ipv6_flows: checked.workers.ipv6_flows,
         secret: SECRET,
         ports: infos.clone(),
     };

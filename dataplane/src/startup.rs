@@ -162,7 +162,7 @@ impl Gateway {
         let shared = Arc::new(shared.map_err(|source| StartupError::System { operation: "make an eventfd", source })?);
         let plan = WorkerPlan {
             flows: settings.flows,
-            ipv6_flows: settings.flows / 4,
+            ipv6_flows: settings.ipv6_flows,
             cpus: settings.cpus.clone(),
             policy: IdlePolicy::new(settings.polling),
             ownership,

@@ -7,7 +7,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use postern_tables::check::text;
 use postern_tables::error::Problem;
 use postern_wire::address::AddressError;
-use postern_wire::{IpPrefix, Ipv4Prefix};
+use postern_wire::{IpPrefix, Ipv4Prefix, Ipv6Prefix};
 
 use super::draft::Draft;
 use super::model::Kind;
@@ -80,15 +80,14 @@ impl Prefix {
         }
     }
 
-    /// Whether the address is the network's own or the broadcast address.
+    /// Whether the address is the network's own or the broadcast address, or the anycast address of its routers.
     fn end(self, address: IpAddr) -> Option<String> {
-        match (self, address) {
-            (Self::V4(prefix), IpAddr::V4(address)) => {
-                let what = text::network_end(IpPrefix::V4(prefix), address.into())?;
-                Some(format!("the {what} address of {prefix}"))
-            }
-            _ => None,
-        }
+        let prefix = match self {
+            Self::V4(prefix) => IpPrefix::V4(prefix),
+            Self::V6(network, length) => IpPrefix::V6(Ipv6Prefix::containing(network, length)?),
+        };
+        let what = text::network_end(prefix, address)?;
+        Some(format!("the {what} address of {prefix}"))
     }
 }
 
@@ -99,15 +98,7 @@ fn masked(address: Ipv6Addr, length: u8) -> Ipv6Addr {
 
 /// Refuses addresses that no host can have.
 pub(super) fn unicast(field: impl FnOnce() -> String, address: IpAddr) -> Result<(), Refusal> {
-    let what = match address {
-        IpAddr::V4(_) => text::why_not_unicast(address),
-        IpAddr::V6(address) if address.is_unspecified() => Some("the unspecified address"),
-        IpAddr::V6(address) if address.is_loopback() => Some("a loopback address"),
-        IpAddr::V6(address) if address.is_multicast() => Some("a multicast address"),
-        IpAddr::V6(address) if address.to_ipv4_mapped().is_some() => Some("an IPv4-mapped address"),
-        IpAddr::V6(_) => None,
-    };
-    match what {
+    match text::why_not_unicast(address) {
         Some(what) => Err(Refusal::value(field(), address, Problem::Address { what: what.to_owned() })),
         None => Ok(()),
     }
@@ -206,6 +197,9 @@ impl Network {
         /// Tries before all addresses are gone through: in a VPC that is nine tenths full, one in a million fails them.
         const TRIES: usize = 128;
         let choices = self.choices();
+        if choices.is_empty() {
+            return self.choose_wide(draft, taken);
+        }
         let size = |prefix: &Ipv4Prefix| 1_u64 << (32 - prefix.length());
         let total: u64 = choices.iter().map(size).sum();
         let address = |mut offset: u64| {
@@ -236,12 +230,44 @@ impl Network {
             }
         }
         let all = (offset..total).chain(0..offset);
-        all.filter_map(address).find(free).map(IpAddr::V4).ok_or_else(|| {
-            let prefixes: Vec<_> = self.prefixes.iter().map(ToString::to_string).collect();
-            let prefixes = if prefixes.is_empty() { "it has no prefixes".to_owned() } else { prefixes.join(", ") };
-            Refusal::new(Code::TooLarge, format!("no address of VPC {} is free ({prefixes})", self.vpc))
-                .at("spec.addresses")
-        })
+        all.filter_map(address).find(free).map(IpAddr::V4).ok_or_else(|| self.none_free())
+    }
+
+    /// A free address of a VPC that has IPv6 prefixes only: of an on-link one, if there is one in it.
+    fn choose_wide(&self, draft: &Draft<'_>, taken: &BTreeSet<IpAddr>) -> Result<IpAddr, Refusal> {
+        /// Addresses of one prefix are so many that one that is taken is met by chance only, unless the prefix is small.
+        const TRIES: usize = 256;
+        let six = |prefix: &Prefix| match *prefix {
+            Prefix::V6(network, length) => Some((network, length)),
+            Prefix::V4(_) => None,
+        };
+        let own: Vec<_> = self.prefixes.iter().filter_map(six).collect();
+        let inside = |(network, length): &(Ipv6Addr, u8)| {
+            own.iter().any(|(of, shorter)| shorter <= length && masked(*network, *shorter) == *of)
+        };
+        let on_link = self.on_link().iter().filter_map(six).find(inside);
+        let Some((network, length)) = on_link.or_else(|| own.first().copied()) else { return Err(self.none_free()) };
+        // The low 64 bits are an interface identifier (RFC 4291 §2.5.1).
+        let bits = u32::from(128 - length).min(64);
+        for _ in 0..TRIES {
+            let host = u64::from_ne_bytes(random()?).checked_shr(64 - bits).unwrap_or(0);
+            let address = IpAddr::V6(Ipv6Addr::from_bits(network.to_bits() | u128::from(host)));
+            let free = !taken.contains(&address)
+                && self.unfit(address).is_none()
+                && draft.claims(&self.vpc, address).next().is_none()
+                && unicast(String::new, address).is_ok();
+            if free {
+                return Ok(address);
+            }
+        }
+        Err(self.none_free())
+    }
+
+    fn none_free(&self) -> Refusal {
+        let prefixes: Vec<_> = self.prefixes.iter().map(ToString::to_string).collect();
+        let prefixes = if prefixes.is_empty() { "it has no prefixes".to_owned() } else { prefixes.join(", ") };
+        Refusal::new(Code::TooLarge, format!("no address of VPC {} is free ({prefixes})", self.vpc))
+            .at("spec.addresses")
     }
 }
 

@@ -104,6 +104,9 @@ pub struct Workers {
     pub polling: Option<Polling>,
     /// Most live flows of each worker, 1,024…16,777,216. Default: 1,048,576.
     pub flows: Option<i64>,
+    /// Most live flows of each worker with an IPv6 client or target, beside these, 0 or 1,024…16,777,216. Default: a quarter of
+    /// `flows`.
+    pub ipv6_flows: Option<i64>,
 }
 
 /// What a worker does when there is nothing to do.
@@ -189,7 +192,7 @@ pub struct Attachment {
     pub port: String,
     /// 802.1Q VLAN identifier, 1…4094. Default: untagged.
     pub vlan: Option<i64>,
-    /// On-link prefixes: their addresses are neighbours. Default: none.
+    /// On-link prefixes of IPv4 and IPv6: their addresses are neighbours. Default: none.
     pub prefixes: Vec<String>,
     /// Largest IP datagram that may be sent, 576…65535 bytes. Default: the interface's MTU.
     pub mtu: Option<i64>,
@@ -219,7 +222,8 @@ pub struct Route {
     pub attachment: String,
     /// Prefix of the destinations. Required.
     pub destination: String,
-    /// The router, in an on-link prefix of the attachment. Default: destinations are neighbours themselves.
+    /// The router, of the same family: in an on-link prefix of the attachment, or link-local. Default: destinations are
+    /// neighbours themselves.
     pub via: Option<String>,
 }
 
@@ -231,7 +235,7 @@ pub struct SnatPool {
     pub name: String,
     /// The provider's VPC. Required.
     pub vpc: String,
-    /// Its addresses. Without any, new flows are refused and counted.
+    /// Its addresses, of both families. Without one of a group's family, new flows to it are refused and counted.
     pub addresses: Vec<String>,
     /// Ports of each address, within 1024…65535. Default: `1024-65535`.
     pub ports: Option<String>,
@@ -262,7 +266,7 @@ pub struct TargetGroup {
     pub deregistration_ends_flows: Option<bool>,
     /// The header that tells targets who is calling; TCP only. Default: `off`.
     pub proxy_protocol: Option<ProxyProtocol>,
-    /// `[[target_group.target]]`: the targets.
+    /// `[[target_group.target]]`: the targets, all of one family.
     #[serde(rename = "target")]
     pub targets: Vec<Target>,
 }
@@ -384,7 +388,7 @@ pub struct Endpoint {
     pub vpc: String,
     /// The service that it stands for. Required.
     pub service: String,
-    /// Its addresses in the consumer's VPC, at least one.
+    /// Its addresses in the consumer's VPC, at least one, of one family or both.
     pub addresses: Vec<String>,
     /// Largest IP datagram through the endpoint, 576…65535 bytes. Default: 8500.
     pub mtu: Option<i64>,

@@ -193,6 +193,11 @@ fn settings_of_the_process_are_checked() {
         ),
         (
             "[gateway]",
+            "[workers]\nipv6_flows = 1000\n[gateway]",
+            r#"workers.ipv6_flows = 1000: is out of range; allowed is 1024 to 16777216 IPv6 flows for each worker, or 0 for none"#,
+        ),
+        (
+            "[gateway]",
             "[selection]\nkey = \"+123456789abcdef0123456789abcdef\"\n[gateway]",
             r#"selection.key = "+123456789abcdef0123456789abcdef": is not a key of 32 hexadecimal digits"#,
         ),

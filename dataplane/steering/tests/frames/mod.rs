@@ -183,7 +183,11 @@ impl Frames {
         frame.extend([numbers[0], 255]);
         let (source, destination) = (self.address(), self.address());
         frame.extend(wide(source).octets());
-        frame.extend(if self.below(6) == 0 { [[0xff, 2], [0, 1]].concat() } else { wide(destination).octets()[..4].to_vec() });
+        frame.extend(if self.below(6) == 0 {
+            [[0xff, 2], [0, 1]].concat()
+        } else {
+            wide(destination).octets()[..4].to_vec()
+        });
         frame.extend(&wide(destination).octets()[4..]);
         for pair in numbers.windows(2) {
             if pair[0] == 44 {

@@ -33,6 +33,8 @@ pub struct WorkerSettings {
     pub polling: Polling,
     /// Most live flows of each worker, 1,024…16,777,216.
     pub flows: u32,
+    /// Most live flows of each worker beside these with an IPv6 client or target, 0 or 1,024…16,777,216.
+    pub ipv6_flows: u32,
 }
 
 /// Room that is made once, at the start.
@@ -82,6 +84,18 @@ pub(super) fn workers(checker: &mut Checker<'_>, workers: &declaration::Workers)
         (1024, 1 << 24),
         " flows for each worker",
     );
+    let ipv6_flows = workers.ipv6_flows.unwrap_or(flows / 4);
+    // None at all is allowed, and so is the default of the fewest flows.
+    let ipv6_flows = if ipv6_flows == 0 || workers.ipv6_flows.is_none() {
+        ipv6_flows
+    } else {
+        checker.number(
+            &|| "workers.ipv6_flows".to_owned(),
+            ipv6_flows,
+            (1024, 1 << 24),
+            " IPv6 flows for each worker, or 0 for none",
+        )
+    };
     let polling = workers.polling.unwrap_or_default();
     let mut cpus = Vec::new();
     if let Some(listed) = &workers.cpus {
@@ -97,7 +111,7 @@ pub(super) fn workers(checker: &mut Checker<'_>, workers: &declaration::Workers)
             }
         }
     }
-    WorkerSettings { count: count as u16, cpus, polling, flows: flows as u32 }
+    WorkerSettings { count: count as u16, cpus, polling, flows: flows as u32, ipv6_flows: ipv6_flows as u32 }
 }
 
 pub(super) fn selection(checker: &mut Checker<'_>, selection: &declaration::Selection) -> SelectionHash {
@@ -159,6 +173,7 @@ impl Checked {
         fixed("workers.cpus", format!("{:?}", old.cpus), format!("{:?}", new.cpus));
         fixed("workers.polling", quoted(&old.polling), quoted(&new.polling));
         fixed("workers.flows", old.flows.to_string(), new.flows.to_string());
+        fixed("workers.ipv6_flows", old.ipv6_flows.to_string(), new.ipv6_flows.to_string());
         for (key, written, old, new) in [
             ("limits.endpoints", self.limits_written[0], running.limits.endpoints, self.limits.endpoints),
             ("limits.targets", self.limits_written[1], running.limits.targets, self.limits.targets),
