@@ -536,8 +536,8 @@ impl AddressWords {
     #[must_use]
     pub const fn word(&self, address: &[u8; 16]) -> u32 {
         let address = u128::from_le_bytes(*address);
-        let once = fold_multiply(address as u64 ^ self.0[0], (address >> 64) as u64 ^ self.0[1]);
-        (once ^ (once >> 32)) as u32
+        // In the low half of the folded product every bit of both factors counts.
+        fold_multiply(address as u64 ^ self.0[0], (address >> 64) as u64 ^ self.0[1]) as u32
     }
 
     /// The words of source and destination.

@@ -197,7 +197,8 @@ impl Slot {
     /// Whether all headers are where [`parse_plain`] has them.
     #[inline]
     pub(crate) fn is_plain(&self) -> bool {
-        self.plain != NOT_PLAIN
+        // No flow has such a protocol, family and attachment.
+        self.plain.rest != NOT_PLAIN.rest
     }
 }
 
@@ -233,7 +234,7 @@ impl Link {
 }
 
 /// A key that no flow has.
-const NOT_PLAIN: FlowKey = FlowKey { addresses: 0, rest: u64::MAX };
+pub(crate) const NOT_PLAIN: FlowKey = FlowKey { addresses: 0, rest: u64::MAX };
 
 const SLOT: Slot = Slot {
     plain: NOT_PLAIN,
@@ -321,7 +322,7 @@ impl<'m> Forwarder<'m> {
         self.counters.bursts.add(1);
         self.look_up(&frames[..count], &mut slots[..count]);
         for ((frame, slot), verdict) in frames.iter_mut().zip(&mut slots[..count]).zip(verdicts) {
-            if !self.steady(frame, slot, verdict, now.tick()) {
+            if !self.steady_of_any(frame, slot, verdict, now.tick()) {
                 *verdict = self.decide(frame, slot, None, outbox, now);
             }
         }
@@ -340,7 +341,7 @@ impl<'m> Forwarder<'m> {
         let mut slot = SLOT;
         self.look_up(std::slice::from_ref(frame), std::slice::from_mut(&mut slot));
         let mut verdict = Verdict::Hold;
-        if !self.steady(frame, &slot, &mut verdict, now.tick()) {
+        if !self.steady_of_any(frame, &slot, &mut verdict, now.tick()) {
             verdict = self.decide(frame, &mut slot, Some(note), outbox, now);
         }
         verdict
@@ -351,8 +352,8 @@ impl<'m> Forwarder<'m> {
     fn look_up(&self, frames: &[Frame<'_>], slots: &mut [Slot]) {
         let mut wide = false;
         for (frame, slot) in frames.iter().zip(slots.iter_mut()) {
-            if !self.admit_plain(frame, slot) {
-                wide |= self.admit_other(frame, slot);
+            if !self.admit_plain(frame, slot, &mut wide) {
+                self.admit_other(frame, slot);
             }
         }
         for slot in slots.iter_mut() {
@@ -365,20 +366,11 @@ impl<'m> Forwarder<'m> {
         }
     }
 
-    /// A frame that is no plain one of IPv4; true if it is a plain one of IPv6.
-    #[inline(never)]
-    fn admit_other(&self, frame: &Frame<'_>, slot: &mut Slot) -> bool {
-        slot.plain = NOT_PLAIN;
-        if self.admit_plain6(frame, slot) {
-            return true;
-        }
-        self.admit_parsed(frame, slot);
-        false
-    }
-
+    /// A frame that is no plain one.
     #[cold]
     #[inline(never)]
-    fn admit_parsed(&self, frame: &Frame<'_>, slot: &mut Slot) {
+    fn admit_other(&self, frame: &Frame<'_>, slot: &mut Slot) {
+        slot.plain = NOT_PLAIN;
         slot.admission = match parse(frame) {
             Ok(parsed) => {
                 slot.parsed = parsed;
@@ -388,25 +380,29 @@ impl<'m> Forwarder<'m> {
         };
     }
 
-    /// The attachment of an untagged, ordinary frame to the port's own address, in the place that it has in a flow key.
+    /// A plain packet of a steady flow of either family.
     #[inline(always)]
-    pub(crate) fn plain_attachment<const N: usize>(&self, frame: &Frame<'_>, head: &[u8; N]) -> Option<u64> {
-        let link = self.links.get(usize::from(frame.ingress.0))?;
-        let front = head.first_chunk()?;
-        let is_plain = link.is_for(*front) && frame.vlan == NO_VLAN && frame.offload.segmentation_type == 0;
-        is_plain.then_some(link.attachment)
+    fn steady_of_any(&mut self, frame: &mut Frame<'_>, slot: &Slot, verdict: &mut Verdict, tick: u32) -> bool {
+        if slot.is_plain() {
+            self.steady(frame, slot, verdict, tick)
+        } else {
+            matches!(slot.admission, Admission::Plain6) && self.steady6(frame, slot, verdict, tick)
+        }
     }
 
-    /// The common case of [`Self::admit`]: an untagged, ordinary TCP or UDP frame to the port's own address.
+    /// The common case of [`Self::admit`]: an untagged, ordinary TCP or UDP frame to the port's own address. `wide` becomes
+    /// true if it is one of IPv6.
     #[inline(always)]
-    fn admit_plain(&self, frame: &Frame<'_>, slot: &mut Slot) -> bool {
+    fn admit_plain(&self, frame: &Frame<'_>, slot: &mut Slot, wide: &mut bool) -> bool {
         let Some(head) = frame.head::<PLAIN>() else { return false };
         let Some(link) = self.links.get(usize::from(frame.ingress.0)) else { return false };
         let [a, b, c, d, e, f, g, h, ..] = *head;
         if !link.is_for([a, b, c, d, e, f, g, h]) || frame.vlan != NO_VLAN || frame.offload.segmentation_type != 0 {
             return false;
         }
-        let Some(mut key) = parse_plain(head, frame.len()) else { return false };
+        let Some(mut key) = parse_plain(head, frame.len()) else {
+            return self.admit_plain6(frame, slot, link.attachment, wide);
+        };
         key.rest |= link.attachment;
         slot.plain = key;
         slot.hash = self.table.hash(key);
@@ -495,10 +491,6 @@ impl<'m> Forwarder<'m> {
         match slot.admission {
             Admission::Flow => {}
             Admission::Plain6 => {
-                let mut verdict = Verdict::Hold;
-                if self.steady6(frame, slot, &mut verdict, now.tick()) {
-                    return verdict;
-                }
                 let Some(head) = frame.head() else { return self.refuse(DropReason::Truncated) };
                 slot.parsed = plain6(head, slot.parsed.key);
             }

@@ -16,25 +16,27 @@ use postern_wire::tcp::{FIN, RST, SYN};
 use postern_wire::{Frame, Parsed, ipv6, nd};
 
 use crate::established::Size;
-use crate::forwarder::{Admission, Forwarder, Slot};
+use crate::forwarder::{Admission, Forwarder, NOT_PLAIN, Slot};
 use crate::outbox::Outbox;
 use crate::verdict::{DropReason, Verdict};
 
 impl Forwarder<'_> {
-    /// The common case of IPv6: an untagged, ordinary TCP or UDP frame to the port's own address.
-    #[inline(always)]
-    pub(crate) fn admit_plain6(&self, frame: &Frame<'_>, slot: &mut Slot) -> bool {
+    /// The common case of IPv6: an untagged, ordinary TCP or UDP frame to the port's own address, which has been found to be
+    /// untagged, ordinary and so addressed.
+    #[inline(never)]
+    pub(crate) fn admit_plain6(&self, frame: &Frame<'_>, slot: &mut Slot, attachment: u64, wide: &mut bool) -> bool {
         let Some(head) = frame.head::<PLAIN6>() else { return false };
-        let Some(key) = parse_plain6(head, frame.len()) else { return false };
-        let Some(attachment) = self.plain_attachment(frame, head) else { return false };
+        let Some(mut key) = parse_plain6(head, frame.len()) else { return false };
         let [source, destination] = self.table.words(plain6_addresses(head));
+        key.addresses = u64::from(source) | u64::from(destination) << 32;
+        key.rest |= attachment;
+        slot.plain.rest = NOT_PLAIN.rest;
         slot.parsed.key = key;
-        slot.parsed.key.addresses = u64::from(source) | u64::from(destination) << 32;
-        slot.parsed.key.rest |= attachment;
-        slot.hash = self.table.hash(slot.parsed.key);
+        slot.hash = self.table.hash(key);
         slot.place = self.table.place(slot.hash);
         slot.admission = Admission::Plain6;
         self.table.prefetch_bucket(slot.place);
+        *wide = true;
         true
     }
 
@@ -49,7 +51,8 @@ impl Forwarder<'_> {
     /// Fetches the addresses of the flows that the IPv6 packets of a burst most likely belong to.
     #[inline(never)]
     pub(crate) fn prefetch_wide(&self, slots: &[Slot]) {
-        for slot in slots.iter().filter(|slot| !slot.is_plain()) {
+        for slot in slots {
+            // Of an IPv4 packet, nothing: which does not matter.
             self.table.prefetch_wide(slot.found);
         }
     }

@@ -16,9 +16,9 @@ const L4: usize = 54;
 #[inline(always)]
 #[must_use]
 pub fn parse_plain6(head: &[u8; PLAIN6], length: usize) -> Option<FlowKey> {
-    // EtherType, version, traffic class, flow label, payload length.
-    let first = u64::from_le_bytes([head[12], head[13], head[14], head[15], head[16], head[17], head[18], head[19]]);
-    let payload = u32::from(((first >> 48) as u16).swap_bytes());
+    // EtherType, version, traffic class, half of the flow label.
+    let first = u32::from_le_bytes([head[12], head[13], head[14], head[15]]);
+    let payload = u32::from(u16::from_be_bytes([head[18], head[19]]));
     // EtherType 0x86dd, version 6.
     if first & 0x00f0_ffff != 0x0060_dd86 || payload as usize + L4 > length {
         return None;
