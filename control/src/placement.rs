@@ -230,6 +230,10 @@ impl Thought<'_> {
                 (None, None) if candidates.is_empty() => {
                     impossible = Some(self.why_nowhere(endpoint, held.zone.as_deref(), &pools));
                 }
+                // What cannot be held any more is not forwarded either; what is only drained is.
+                (Some(holder), None) if candidates.is_empty() && self.has_lost(&holder, endpoint, &pools) => {
+                    impossible = Some(self.why_nowhere(endpoint, held.zone.as_deref(), &pools));
+                }
                 (None, None) if !open.is_empty() => impossible = self.ask_for_addresses(&key, &open, &pools),
                 _ => {
                     self.placement.waiting.insert((Kind::Endpoint, id.to_owned()));
@@ -369,6 +373,16 @@ impl Thought<'_> {
         reaching.into_iter().collect()
     }
 
+    /// Whether a gateway is not attached any more to what an endpoint needs, and knows that.
+    fn has_lost(
+        &self,
+        gateway: &str,
+        endpoint: &Object<EndpointSpec, EndpointStatus>,
+        pools: &BTreeSet<String>,
+    ) -> bool {
+        self.gateways.is_connected(gateway) && !self.reaching(endpoint, pools).iter().any(|id| id == gateway)
+    }
+
     fn attached(&self, vpc: &str) -> BTreeSet<String> {
         let attachments = self.state.users_of_kind(vpc, Kind::Attachment).filter_map(|id| self.state.attachment(id));
         attachments.map(|attachment| attachment.spec.gateway.clone()).collect()
@@ -477,7 +491,8 @@ impl Thought<'_> {
     }
 }
 
-fn kind_of(id: &str) -> Kind {
+/// Whether an id is that of a pool or of an endpoint.
+pub(crate) fn kind_of(id: &str) -> Kind {
     if id.starts_with(Kind::SnatPool.id_prefix()) { Kind::SnatPool } else { Kind::Endpoint }
 }
 
@@ -487,3 +502,6 @@ fn weight(gateway: &str, id: &str, address: IpAddr) -> u64 {
     let digest = Sha256::digest(format!("{gateway}\n{id}\n{address}"));
     u64::from_be_bytes(digest[..8].try_into().expect("SHA-256 has 32 bytes"))
 }
+
+#[cfg(test)]
+mod tests;

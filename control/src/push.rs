@@ -7,6 +7,7 @@
 mod director;
 mod gateway;
 mod listener;
+mod refusals;
 mod session;
 
 #[cfg(test)]
@@ -23,10 +24,11 @@ use postern_push::proto::EndpointUsage;
 use postern_push::proto::push_server::PushServer;
 use tokio::net::TcpListener;
 use tokio::sync::{broadcast, mpsc, watch};
-use tokio_rustls::rustls::ServerConfig;
 
 use crate::catalog::Catalog;
+use crate::tls::ListenerTls;
 use director::{Director, Event};
+use refusals::Refusals;
 use session::Sessions;
 
 /// Where counters of endpoints go: id of the gateway, the life of its process that they count from, and the counters.
@@ -36,11 +38,13 @@ pub type UsageSink = Arc<dyn Fn(&str, &str, &[EndpointUsage]) + Send + Sync>;
 #[derive(Clone)]
 pub struct Settings {
     /// TLS; `None`: plain, for loopback or where somebody said so.
-    pub tls: Option<Arc<ServerConfig>>,
+    pub tls: Option<ListenerTls>,
     /// How often gateways report.
     pub status_interval: Duration,
     /// After so long without an answer to an update the gateway's status says so.
     pub answer_within: Duration,
+    /// What a gateway refused is tried again after the first, then after twice as long each time, at most the second.
+    pub retry_within: (Duration, Duration),
     /// Full snapshots under way at a time; other gateways that need one wait their turn.
     pub full_at_once: usize,
     /// How long one that does not answer keeps others waiting.
@@ -55,6 +59,7 @@ impl Default for Settings {
             tls: None,
             status_interval: Duration::from_secs(10),
             answer_within: Duration::from_secs(30),
+            retry_within: (Duration::from_secs(5), Duration::from_secs(300)),
             full_at_once: 16,
             full_within: Duration::from_secs(10),
             keepalive: (Duration::from_secs(10), Duration::from_secs(20)),
@@ -104,7 +109,9 @@ pub async fn serve(
     let thread = thread.map_err(PushError::Thread)?;
     let forwarder = tokio::spawn(forward(changes, events.clone()));
     let (stop, stopping) = watch::channel(false);
-    let sessions = Sessions { catalog, usage, settings: settings.clone(), events, stopping };
+    let refusals = Arc::new(Refusals::default());
+    let sessions =
+        Sessions { catalog, usage, settings: settings.clone(), events, stopping, refusals: refusals.clone() };
     let shutdown = async move {
         shutdown.await;
         let _ = stop.send(true);
@@ -119,7 +126,7 @@ pub async fn serve(
         .max_concurrent_streams(Some(STREAMS))
         .http2_max_header_list_size(Some(16 << 10))
         .add_service(service)
-        .serve_with_incoming_shutdown(listener::incoming(listener, settings.tls.clone()), shutdown)
+        .serve_with_incoming_shutdown(listener::incoming(listener, settings.tls.clone(), refusals), shutdown)
         .await;
     forwarder.abort();
     // The director ends when the last one who could tell it something is gone. Streams of gateways are ended by then.

@@ -21,7 +21,7 @@ use crate::metering::{EndpointUsage, Ledger, Metering, MeteringError};
 use crate::push;
 use crate::settings::{ListenAddress, Settings};
 use crate::store::{RedbStore, Store, StoreError};
-use crate::tls::{TlsError, server_config};
+use crate::tls::{ListenerTls, TlsError};
 
 /// File of the store, in the data directory.
 const STORE: &str = "control.redb";
@@ -90,7 +90,8 @@ pub enum ServerError {
     },
 }
 
-/// Runs control until SIGTERM or SIGINT. Prints `ready` on standard output, and tells systemd, when it serves.
+/// Runs control until SIGTERM or SIGINT; SIGHUP reads the certificates anew. Prints `ready` on standard output, and tells
+/// systemd, when it serves.
 ///
 /// # Errors
 /// Why it could not start.
@@ -98,6 +99,7 @@ pub async fn run(settings: Settings) -> Result<(), ServerError> {
     let system = |operation| move |source| ServerError::System { operation, source };
     let mut terminate = signal(SignalKind::terminate()).map_err(system("take SIGTERM"))?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(system("take SIGINT"))?;
+    let mut hangup = signal(SignalKind::hangup()).map_err(system("take SIGHUP"))?;
     let server = Server::start(&settings).await?;
     for address in server.addresses() {
         info!(%address, "serving the API");
@@ -106,9 +108,16 @@ pub async fn run(settings: Settings) -> Result<(), ServerError> {
     // Whoever started us may not listen.
     let _ = writeln!(io::stdout(), "ready").and_then(|()| io::stdout().flush());
     notify("READY=1");
-    tokio::select! {
-        _ = terminate.recv() => {}
-        _ = interrupt.recv() => {}
+    loop {
+        tokio::select! {
+            _ = terminate.recv() => break,
+            _ = interrupt.recv() => break,
+            _ = hangup.recv() => match server.reload_certificates() {
+                Ok(0) => info!("SIGHUP: no listener has a certificate to be read anew"),
+                Ok(listeners) => info!(listeners, "SIGHUP: certificates are read anew, for new connections"),
+                Err(error) => tracing::error!("SIGHUP: {error}; the certificates that were read before stay"),
+            },
+        }
     }
     info!("stopping");
     notify("STOPPING=1");
@@ -123,6 +132,7 @@ pub struct Server {
     metering: Arc<Metering>,
     addresses: Vec<ListenAddress>,
     gateways: Option<std::net::SocketAddr>,
+    certificates: Vec<ListenerTls>,
     ready: watch::Sender<bool>,
     stop: watch::Sender<bool>,
     tasks: JoinSet<()>,
@@ -163,7 +173,8 @@ impl Server {
         let (ready, is_ready) = watch::channel(false);
         let (stop, stopping) = watch::channel(false);
         let router = api::router(catalog.clone(), metering.clone(), patience, is_ready, stopping.clone());
-        let tls = server_config(&settings.api.transport, &[b"http/1.1"])?;
+        let tls = ListenerTls::read(&settings.api.transport, &[b"http/1.1"])?;
+        let mut certificates: Vec<_> = tls.iter().cloned().collect();
         let mut listeners = Vec::new();
         for address in &settings.api.listen {
             listeners.push(Listener::bind(address, tls.clone()).await?);
@@ -174,7 +185,8 @@ impl Server {
         let mut gateways = None;
         if let Some(settings) = &settings.push {
             let refused = |source| ServerError::Gateways { address: settings.listen, source };
-            let tls = server_config(&settings.transport, &[b"h2"])?;
+            let tls = ListenerTls::read(&settings.transport, &[b"h2"])?;
+            certificates.extend(tls.clone());
             let listener = tokio::net::TcpListener::bind(settings.listen).await.map_err(refused)?;
             gateways = Some(listener.local_addr().map_err(refused)?);
             let settings = push::Settings { tls, ..push::Settings::default() };
@@ -195,7 +207,7 @@ impl Server {
         tasks.spawn(tick(catalog.clone(), clock.clone(), stopping.clone()));
         tasks.spawn(clean(metering.clone(), clock, stopping));
         let _ = ready.send(true);
-        Ok(Self { catalog, metering, addresses, gateways, ready, stop, tasks })
+        Ok(Self { catalog, metering, addresses, gateways, certificates, ready, stop, tasks })
     }
 
     /// The catalog that is served.
@@ -220,6 +232,15 @@ impl Server {
     #[must_use]
     pub const fn gateways(&self) -> Option<std::net::SocketAddr> {
         self.gateways
+    }
+
+    /// Reads the certificates of all listeners anew, for connections from now on. Returns how many listeners have any.
+    ///
+    /// # Errors
+    /// When a file cannot be read or used: every listener keeps what it had.
+    pub fn reload_certificates(&self) -> Result<usize, TlsError> {
+        ListenerTls::reload(&self.certificates)?;
+        Ok(self.certificates.len())
     }
 
     /// Ends in order: nothing new is taken, what has begun comes to its end, at the latest after [`Patience::drain`].

@@ -1,13 +1,15 @@
 //! TLS of the listeners, and the names in client certificates.
 
+use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError, RwLock};
 
 use rustls::RootCertStore;
 use rustls::crypto::aws_lc_rs;
 use rustls::pki_types::pem::{self, PemObject};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::server::{ServerConfig, WebPkiClientVerifier};
+use tokio_rustls::TlsAcceptor;
 
 use crate::settings::TransportSettings;
 
@@ -50,16 +52,66 @@ pub enum TlsError {
     },
 }
 
-/// What a listener with these settings needs; `None` where they name no certificate.
-///
-/// Clients may come without a certificate; one that they show must be signed by an authority of `client_ca`.
+/// TLS of a listener. Its certificates can be exchanged while it is served: connections that are open keep those that they
+/// began with.
+#[derive(Clone, Debug)]
+pub struct ListenerTls {
+    current: Arc<RwLock<Arc<ServerConfig>>>,
+    transport: TransportSettings,
+    protocols: &'static [&'static [u8]],
+}
+
+impl ListenerTls {
+    /// Reads the files that the settings name; `None` where they name no certificate. `protocols`: what clients may speak
+    /// within TLS, as ALPN names it.
+    ///
+    /// Clients may come without a certificate; one that they show must be signed by an authority of `client_ca`.
+    ///
+    /// # Errors
+    /// When a file cannot be read or used.
+    pub fn read(transport: &TransportSettings, protocols: &'static [&'static [u8]]) -> Result<Option<Self>, TlsError> {
+        let config = server_config(transport, protocols)?;
+        let tls = |config| Self { current: Arc::new(RwLock::new(config)), transport: transport.clone(), protocols };
+        Ok(config.map(tls))
+    }
+
+    /// Reads the files of all these listeners once more, for connections from now on.
+    ///
+    /// # Errors
+    /// When a file cannot be read or used: what was read before stays, for all of them.
+    pub fn reload(listeners: &[Self]) -> Result<(), TlsError> {
+        let configs: Vec<_> =
+            listeners.iter().map(|tls| server_config(&tls.transport, tls.protocols)).collect::<Result<_, _>>()?;
+        for (tls, config) in listeners.iter().zip(configs.into_iter().flatten()) {
+            *tls.current.write().unwrap_or_else(PoisonError::into_inner) = config;
+        }
+        Ok(())
+    }
+
+    /// What secures the next connection.
+    #[must_use]
+    pub fn acceptor(&self) -> TlsAcceptor {
+        TlsAcceptor::from(self.current.read().unwrap_or_else(PoisonError::into_inner).clone())
+    }
+}
+
+/// First byte of a TLS connection: a handshake record (RFC 8446, section 5.1).
+const HANDSHAKE_RECORD: u8 = 22;
+
+/// Whether who connects begins as TLS does. Waits for the first byte, and leaves it where it is.
 ///
 /// # Errors
-/// When a file cannot be read or used.
-pub fn server_config(
-    transport: &TransportSettings,
-    protocols: &[&[u8]],
-) -> Result<Option<Arc<ServerConfig>>, TlsError> {
+/// When the connection fails, or ends before it.
+pub(crate) async fn begins_as_tls(stream: &tokio::net::TcpStream) -> io::Result<bool> {
+    let mut first = [0];
+    match stream.peek(&mut first).await? {
+        0 => Err(io::ErrorKind::UnexpectedEof.into()),
+        _ => Ok(first[0] == HANDSHAKE_RECORD),
+    }
+}
+
+/// What a listener with these settings needs; `None` where they name no certificate.
+fn server_config(transport: &TransportSettings, protocols: &[&[u8]]) -> Result<Option<Arc<ServerConfig>>, TlsError> {
     let (Some(certificate), Some(key)) = (&transport.certificate, &transport.key) else {
         return Ok(None);
     };

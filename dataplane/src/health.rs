@@ -81,8 +81,7 @@ pub struct HealthLink {
     /// What is seen of the targets.
     pub views: Arc<TargetViews>,
     summary: Mutex<(Vec<GroupHealth>, ProbeCounters)>,
-    /// What flows may do with targets, as far as the tables have not been told.
-    usages: Mutex<BTreeMap<TargetName, Usable>>,
+    news: Mutex<HealthNews>,
     stop: AtomicBool,
 }
 
@@ -97,7 +96,7 @@ impl HealthLink {
             packets: ArrayQueue::new(PACKETS),
             views: Arc::default(),
             summary: Mutex::default(),
-            usages: Mutex::default(),
+            news: Mutex::default(),
             stop: AtomicBool::new(false),
         })
     }
@@ -108,16 +107,60 @@ impl HealthLink {
         self.summary.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Takes what the tables have not been told yet, as [`postern_tables::Tables::set_health`] wants it.
-    pub fn take_changes(&self) -> Vec<(String, IpAddr, u16, Usable)> {
-        let changes = std::mem::take(&mut *self.usages.lock().unwrap_or_else(PoisonError::into_inner));
-        changes.into_iter().map(|((group, address, port), usable)| (group, address, port, usable)).collect()
+    /// Takes what the tables have not been told yet; `None`: nothing.
+    #[must_use]
+    pub fn take_news(&self) -> Option<HealthNews> {
+        let mut news = self.news.lock().unwrap_or_else(PoisonError::into_inner);
+        let empty = news.usages.is_empty() && news.views.is_empty();
+        (!empty).then(|| std::mem::take(&mut *news))
     }
 
-    /// Whether the tables are to be told something.
+    /// Whether there is something that the tables have not been told.
     #[must_use]
-    pub fn has_changes(&self) -> bool {
-        !self.usages.lock().unwrap_or_else(PoisonError::into_inner).is_empty()
+    pub fn has_news(&self) -> bool {
+        let news = self.news.lock().unwrap_or_else(PoisonError::into_inner);
+        !(news.usages.is_empty() && news.views.is_empty())
+    }
+
+    /// Shows what is seen of targets.
+    fn show(&self, views: ShownViews) {
+        for (target, view) in views {
+            let Some(view) = view else {
+                self.views.remove(&target);
+                continue;
+            };
+            if matches!(view.health, TargetHealth::Unhealthy | TargetHealth::UnhealthyDraining) {
+                let (state, reason) = (view.health.name(), &view.reason);
+                info!(group = target.group, address = %target.address, port = target.port, "{state}: {reason}");
+            }
+            self.views.set(target, view);
+        }
+    }
+}
+
+/// What is to be seen of targets, in the order in which it came to be; `None`: nothing any more.
+type ShownViews = Vec<(views::TargetKey, Option<views::TargetView>)>;
+
+/// What became of targets. It is shown when workers forward by it: until then somebody who looks could see a target that is
+/// healthy and gets no flows.
+#[derive(Debug, Default)]
+pub struct HealthNews {
+    /// What flows may do with targets.
+    usages: BTreeMap<TargetName, Usable>,
+    views: ShownViews,
+}
+
+impl HealthNews {
+    /// What flows may do with targets, as [`postern_tables::Tables::set_health`] wants it.
+    #[must_use]
+    pub fn usages(&self) -> Vec<(String, IpAddr, u16, Usable)> {
+        let usages = self.usages.iter();
+        usages.map(|((group, address, port), usable)| (group.clone(), *address, *port, *usable)).collect()
+    }
+
+    /// Shows it: every worker forwards by it.
+    pub fn show(self, link: &HealthLink) {
+        link.show(self.views);
     }
 }
 
@@ -231,23 +274,17 @@ impl Keeper<'_> {
                 self.prober.count_lost(1);
             }
         }
-        if !self.output.usages.is_empty() {
+        if !self.output.usages.is_empty() || !self.output.views.is_empty() {
             wake = true;
-            let mut usages = link.usages.lock().unwrap_or_else(PoisonError::into_inner);
-            usages.extend(self.output.usages.drain(..).map(|(key, usage)| (name(&key), usage)));
-        }
-        for (key, view) in self.output.views.drain(..) {
-            let target = views::TargetKey { group: key.group.to_string(), address: key.address, port: key.port };
             // The summary follows at once.
             self.published_at = Now::default();
-            let Some(TargetView { state, reason }) = view else {
-                link.views.remove(&target);
-                continue;
-            };
-            if matches!(state, TargetHealth::Unhealthy | TargetHealth::UnhealthyDraining) {
-                info!(group = target.group, address = %target.address, port = target.port, "{}: {reason}", state.name());
-            }
-            link.views.set(target, views::TargetView { health: state, reason });
+            let mut news = link.news.lock().unwrap_or_else(PoisonError::into_inner);
+            news.usages.extend(self.output.usages.drain(..).map(|(key, usage)| (name(&key), usage)));
+            news.views.extend(self.output.views.drain(..).map(|(key, view)| {
+                let target = views::TargetKey { group: key.group.to_string(), address: key.address, port: key.port };
+                let view = view.map(|TargetView { state, reason }| views::TargetView { health: state, reason });
+                (target, view)
+            }));
         }
         if wake {
             self.shared.control.wake();

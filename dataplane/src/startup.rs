@@ -23,7 +23,7 @@ use crate::configuration::{self, ConfigurationError};
 use crate::control_link::state_file::{StateError, StateFile};
 use crate::control_link::{AppliedState, ColdStart, ControlLink, Identity, LinkParts, Publication, cold_start};
 use crate::control_side::ControlSide;
-use crate::health::{HealthError, HealthThread};
+use crate::health::{HealthError, HealthNews, HealthThread};
 use crate::inspection::collect;
 use crate::inspection::report::{NeighbourStatus, PortStatus, StatusReport};
 use crate::inspection::server::{self, Inspector, Query, ServerError};
@@ -144,6 +144,9 @@ impl Gateway {
             None => (Tables::new(&checked), None),
         };
         let snapshot = tables.snapshot().clone();
+        let mut tables = tables;
+        // From here on targets are probed: one that comes later passes first.
+        tables.await_first_pass();
         let tables = Arc::new(Mutex::new(tables));
         let mut run = RunDirectory::open(&checked.gateway.run_directory)?;
         let mut ports = Ports::check(&checked, &snapshot, &ownership)?;
@@ -233,7 +236,7 @@ impl Gateway {
                     let _ = settled.send(());
                 }
                 reload.start(&self.path, &self.checked, &self.tables);
-                health.start(&self.shared, &self.tables);
+                health.settled(&self.shared, &self.tables);
             }
             self.shared.control.about_to_sleep();
             let pause = match health.is_due(&self.shared) && self.side.is_settled() {
@@ -248,7 +251,7 @@ impl Gateway {
                 () = tokio::time::sleep(pause) => {}
                 Some(query) = queries.recv() => self.answer(query, &reload, link.as_ref()),
                 result = reload.finished() => self.apply(result, &mut reload, link.as_ref()),
-                Some(snapshot) = health.finished() => self.forward_by(snapshot),
+                snapshot = health.finished() => snapshot.into_iter().for_each(|snapshot| self.forward_by(snapshot)),
                 Some(publication) = published.recv(), if self.side.is_settled() => {
                     publishing = Some(self.publish(publication));
                 }
@@ -407,23 +410,30 @@ impl Reload {
 /// Tables that are being changed by what is known of the targets' health, beside the control-side thread.
 #[derive(Debug, Default)]
 struct HealthUpdate {
-    task: Option<JoinHandle<Option<Arc<Snapshot>>>>,
+    task: Option<JoinHandle<(Option<Arc<Snapshot>>, HealthNews)>>,
+    /// What is shown when the tables that have it are settled.
+    done: Option<HealthNews>,
 }
 
 impl HealthUpdate {
     /// Whether there is something to begin with.
     fn is_due(&self, shared: &Shared) -> bool {
-        self.task.is_none() && shared.health.has_changes()
+        self.task.is_none() && shared.health.has_news()
     }
 
-    fn start(&mut self, shared: &Shared, tables: &Arc<Mutex<Tables>>) {
-        if !self.is_due(shared) {
+    /// Every worker forwards by the tables that were published: what they have is shown, and the next change begins.
+    fn settled(&mut self, shared: &Shared, tables: &Arc<Mutex<Tables>>) {
+        if let Some(news) = self.done.take() {
+            news.show(&shared.health);
+        }
+        if self.task.is_some() {
             return;
         }
-        let (changes, tables) = (shared.health.take_changes(), tables.clone());
+        let (Some(news), tables) = (shared.health.take_news(), tables.clone()) else { return };
         self.task = Some(tokio::task::spawn_blocking(move || {
             // What a panic left is whole: tables are replaced at once.
-            tables.lock().unwrap_or_else(PoisonError::into_inner).set_health(&changes)
+            let mut tables = tables.lock().unwrap_or_else(PoisonError::into_inner);
+            (tables.set_health(&news.usages()), news)
         }));
     }
 
@@ -434,10 +444,16 @@ impl HealthUpdate {
         };
         let result = task.await;
         self.task = None;
-        result.unwrap_or_else(|panic| {
-            error!("a change of the targets' health is lost: {panic}");
-            None
-        })
+        match result {
+            Ok((snapshot, news)) => {
+                self.done = Some(news);
+                snapshot
+            }
+            Err(panic) => {
+                error!("a change of the targets' health is lost: {panic}");
+                None
+            }
+        }
     }
 }
 

@@ -16,7 +16,7 @@ use super::objects::with_version;
 use super::query::{Query, Segments};
 use super::waiting::{Waiting, left};
 use super::{Api, Shared};
-use crate::catalog::{Connection, TokenInfo};
+use crate::catalog::{Connection, Refusal, TokenInfo};
 
 /// Connections of a service.
 #[derive(Debug, Serialize, ToSchema)]
@@ -52,8 +52,7 @@ pub(super) async fn accept(
     body: Body,
 ) -> Result<Json<Connection>, ApiError> {
     query.end()?;
-    decision(&api, &headers, body).await?;
-    api.call(move |api| api.catalog.accept(&caller, path.at(0), path.at(1))).await.map(Json)
+    decide(&api, &headers, body, move |api, _| api.catalog.accept(&caller, path.at(0), path.at(1))).await
 }
 
 pub(super) async fn reject(
@@ -65,15 +64,22 @@ pub(super) async fn reject(
     body: Body,
 ) -> Result<Json<Connection>, ApiError> {
     query.end()?;
-    let reason = decision(&api, &headers, body).await?.reason;
-    api.call(move |api| api.catalog.reject(&caller, path.at(0), path.at(1), reason.as_deref())).await.map(Json)
+    let reject = move |api: &Api, reason: Option<&str>| api.catalog.reject(&caller, path.at(0), path.at(1), reason);
+    decide(&api, &headers, body, reject).await
 }
 
-/// The body of a decision, which may be left out.
-async fn decision(api: &Api, headers: &HeaderMap, body: Body) -> Result<DecisionBody, ApiError> {
+/// Makes a decision with the reason in the body, which may be left out.
+async fn decide(
+    api: &Shared,
+    headers: &HeaderMap,
+    body: Body,
+    decision: impl FnOnce(&Api, Option<&str>) -> Result<Connection, Refusal> + Send + 'static,
+) -> Result<Json<Connection>, ApiError> {
     let none = headers.get(CONTENT_LENGTH).is_none_or(|length| length == "0")
         && !headers.contains_key(axum::http::header::TRANSFER_ENCODING);
-    if none { Ok(DecisionBody::default()) } else { api.bodies.read(headers, body, BODY, decode).await }
+    let DecisionBody { reason } =
+        if none { DecisionBody::default() } else { api.bodies.read(headers, body, BODY, decode).await? };
+    api.call(move |api| decision(api, reason.as_deref())).await.map(Json)
 }
 
 pub(super) async fn register(

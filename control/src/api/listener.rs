@@ -16,17 +16,16 @@ use hyper::server::conn::http1;
 use hyper::service::{Service as _, service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
-use rustls::ServerConfig;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::{TcpListener, UnixListener};
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, ReadBuf};
+use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
 use tokio::time::{Sleep, sleep, timeout};
-use tokio_rustls::TlsAcceptor;
+use tokio_rustls::server::TlsStream;
 use tracing::{debug, warn};
 
 use crate::settings::ListenAddress;
-use crate::tls::certificate_name;
+use crate::tls::{ListenerTls, begins_as_tls, certificate_name};
 
 /// How long clients may take.
 #[derive(Clone, Copy, Debug)]
@@ -88,7 +87,7 @@ pub enum ListenError {
 pub struct Listener {
     socket: Socket,
     address: ListenAddress,
-    tls: Option<Arc<ServerConfig>>,
+    tls: Option<ListenerTls>,
 }
 
 #[derive(Debug)]
@@ -103,7 +102,7 @@ impl Listener {
     ///
     /// # Errors
     /// When the address cannot be listened on.
-    pub async fn bind(address: &ListenAddress, tls: Option<Arc<ServerConfig>>) -> Result<Self, ListenError> {
+    pub async fn bind(address: &ListenAddress, tls: Option<ListenerTls>) -> Result<Self, ListenError> {
         let error = |source| ListenError::Listen { address: address.clone(), source };
         match address {
             ListenAddress::Tcp(wanted) => {
@@ -138,7 +137,6 @@ impl Listener {
         patience: Patience,
         mut stop: watch::Receiver<bool>,
     ) {
-        let acceptor = self.tls.clone().map(TlsAcceptor::from);
         let mut connections = JoinSet::new();
         loop {
             let accepted = tokio::select! {
@@ -148,9 +146,9 @@ impl Listener {
                 accepted = self.accept(&places) => accepted,
             };
             let Some((stream, place)) = accepted else { continue };
-            let (router, acceptor, stop) = (router.clone(), acceptor.clone(), stop.clone());
+            let (router, tls, stop) = (router.clone(), self.tls.clone(), stop.clone());
             connections.spawn(async move {
-                converse(stream, acceptor, router, patience, stop).await;
+                converse(stream, tls, router, patience, stop).await;
                 drop(place);
             });
         }
@@ -164,15 +162,15 @@ impl Listener {
     }
 
     /// A connection and its place, once there is one.
-    async fn accept(&self, places: &Arc<Semaphore>) -> Option<(Box<dyn Stream>, tokio::sync::OwnedSemaphorePermit)> {
+    async fn accept(&self, places: &Arc<Semaphore>) -> Option<(Accepted, tokio::sync::OwnedSemaphorePermit)> {
         let place = places.clone().acquire_owned().await.ok()?;
-        let accepted: io::Result<Box<dyn Stream>> = match &self.socket {
+        let accepted = match &self.socket {
             Socket::Tcp(socket) => socket.accept().await.map(|(stream, _)| {
                 // Answers are written whole; waiting for more only delays them.
                 let _ = stream.set_nodelay(true);
-                Box::new(stream) as Box<dyn Stream>
+                Accepted::Tcp(stream)
             }),
-            Socket::Unix(socket) => socket.accept().await.map(|(stream, _)| Box::new(stream) as Box<dyn Stream>),
+            Socket::Unix(socket) => socket.accept().await.map(|(stream, _)| Accepted::Unix(stream)),
         };
         match accepted {
             Ok(stream) => Some((stream, place)),
@@ -186,22 +184,29 @@ impl Listener {
     }
 }
 
+/// A connection as the kernel gives it.
+enum Accepted {
+    Tcp(TcpStream),
+    Unix(UnixStream),
+}
+
 /// A byte stream of any kind.
 trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
 impl<T: AsyncRead + AsyncWrite + Send + Unpin> Stream for T {}
 
 /// From the first byte of a connection to its last.
 async fn converse(
-    stream: Box<dyn Stream>,
-    acceptor: Option<TlsAcceptor>,
+    stream: Accepted,
+    tls: Option<ListenerTls>,
     router: Router,
     patience: Patience,
     mut stop: watch::Receiver<bool>,
 ) {
     let mut peer = Peer::default();
-    let stream: Box<dyn Stream> = match acceptor {
-        None => stream,
-        Some(acceptor) => match timeout(patience.handshake, acceptor.accept(stream)).await {
+    let stream: Box<dyn Stream> = match (stream, tls) {
+        (Accepted::Unix(stream), _) => Box::new(stream),
+        (Accepted::Tcp(stream), None) => Box::new(stream),
+        (Accepted::Tcp(stream), Some(tls)) => match timeout(patience.handshake, secure(stream, &tls)).await {
             Ok(Ok(secured)) => {
                 if let Some(certificate) = secured.get_ref().1.peer_certificates().and_then(<[_]>::first) {
                     peer.has_certificate = true;
@@ -232,6 +237,30 @@ async fn converse(
     if let Err(error) = ended {
         debug!("a connection was cut: {error}");
     }
+}
+
+/// What is said to who speaks plain text where TLS is wanted.
+const TLS_WANTED: &str = "{\"code\":\"TlsRequired\",\"message\":\"this port speaks TLS only: the address of the API \
+                          has to begin with https://\",\"field\":null,\"users\":[]}\n";
+
+async fn secure(mut stream: TcpStream, tls: &ListenerTls) -> io::Result<TlsStream<TcpStream>> {
+    if begins_as_tls(&stream).await? {
+        return tls.acceptor().accept(stream).await;
+    }
+    let length = TLS_WANTED.len();
+    let answer = format!(
+        "HTTP/1.1 400 Bad Request\r\ncontent-type: application/json\r\ncontent-length: {length}\r\nconnection: close\r\n\r\n{TLS_WANTED}"
+    );
+    stream.write_all(answer.as_bytes()).await?;
+    stream.shutdown().await?;
+    // What it has sent is read, or the word would be lost with a reset.
+    let mut rest = [0; 4096];
+    for _ in 0..64 {
+        if stream.read(&mut rest).await? == 0 {
+            break;
+        }
+    }
+    Err(io::Error::new(io::ErrorKind::InvalidData, "plain text where TLS is wanted"))
 }
 
 /// Waits until the process is to end.

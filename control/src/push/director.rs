@@ -181,6 +181,9 @@ impl Director {
             FromSession::Applied(generation) => {
                 let was_known = gateway.known;
                 let Some(differences) = gateway.applied(generation) else { return };
+                if !gateway.is_refusing() {
+                    gateway.status.refused = None;
+                }
                 self.full.remove(id);
                 if was_known && !differences.is_empty() {
                     for (key, rendered) in differences {
@@ -201,7 +204,7 @@ impl Director {
                 let reason = refused.reasons.iter().take(5).map(|reason| reason.chars().take(512).collect::<String>());
                 let reason = reason.collect::<Vec<_>>().join("\n");
                 let about = refused.resources.into_iter().filter_map(|key| ResourceKey::try_from(key).ok()).collect();
-                let endpoints = gateway.refused(refused.generation, &reason, &about);
+                let endpoints = gateway.refused(refused.generation, &reason, &about, self.settings.retry_within);
                 gateway.status.refused = Some(reason);
                 self.full.remove(id);
                 for endpoint in endpoints {
@@ -247,7 +250,9 @@ impl Director {
     }
 
     fn tick(&mut self) {
+        let now = Instant::now();
         for (id, gateway) in &mut self.gateways {
+            gateway.pass_time(now);
             let Some(in_flight) = &gateway.in_flight else { continue };
             let waited = in_flight.since.elapsed();
             if gateway.session.is_some() && waited >= self.settings.answer_within {
@@ -385,11 +390,14 @@ impl Director {
     /// Writes to the catalog what is to be kept.
     fn keep(&mut self, made: Decisions) {
         let Decisions { holders, failed, gone, released: _ } = made;
+        let placed: Vec<String> = holders.iter().map(|(id, ..)| id.clone()).collect();
         if !holders.is_empty()
             && let Err(refusal) = self.catalog.set_placement(holders)
         {
             tracing::error!("the placement of addresses cannot be kept: {}", refusal.message);
             self.about.extend(self.placement.waiting().cloned());
+            // They are thought about again, or they would have no holder until somebody touches them.
+            self.about.extend(placed.into_iter().map(|id| (crate::placement::kind_of(&id), id)));
         }
         self.failed.extend(failed);
         for ids in gone.chunks(ENDPOINTS_AT_ONCE) {
@@ -407,7 +415,9 @@ impl Director {
         }
         let batch = gateway.prepare(compiled, generation);
         self.shown.insert(id.to_owned());
-        gateway.status.refused = gateway.withheld_text();
+        // What it refused is said until it has applied it.
+        gateway.status.refused =
+            gateway.withheld_text().or_else(|| gateway.status.refused.take().filter(|_| gateway.is_refusing()));
         for key in gateway.withheld.keys().filter(|key| key.kind == ResourceKind::Endpoint) {
             if let Some(reason) = gateway.why_withheld(key) {
                 self.failed.insert(key.name.clone(), reason);

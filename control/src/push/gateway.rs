@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use postern_tables::declaration::{Declaration, Gateway as Process, Limits, Port};
 use postern_tables::{Change, Resource, ResourceKey, ResourceKind, Tables};
@@ -59,8 +59,11 @@ pub(super) struct Gateway {
     /// What cannot be, and why; tried again after the next change.
     pub(super) withheld: BTreeMap<ResourceKey, String>,
     retry: bool,
-    /// A whole snapshot was refused: nothing goes until something changes.
+    /// A whole snapshot was refused: nothing goes until something changes, or it is tried again.
     blocked: bool,
+    /// Refusals since the gateway has last applied all that it was to have, and when what it refused is tried again.
+    refusals: u32,
+    retry_at: Option<Instant>,
     /// The catalog, digest and ports of its Hello, until it is known what it has.
     hello: Option<u128>,
 }
@@ -75,6 +78,7 @@ impl Gateway {
         }
         self.retry = true;
         self.blocked = false;
+        self.retry_at = None;
         self.hello = digest;
         if let Some(in_flight) = self.in_flight.take() {
             if digest == Some(in_flight.digest) {
@@ -272,6 +276,9 @@ impl Gateway {
         self.status.applied_generation = generation;
         let differences = in_flight.differences.clone();
         self.take_over(in_flight);
+        if self.withheld.is_empty() {
+            (self.refusals, self.retry_at) = (0, None);
+        }
         Some(differences)
     }
 
@@ -287,7 +294,14 @@ impl Gateway {
     }
 
     /// The gateway has refused what was in flight. Returns the endpoints concerned.
-    pub(super) fn refused(&mut self, generation: u64, reason: &str, about: &BTreeSet<ResourceKey>) -> Vec<String> {
+    /// It is tried again after a change, or after a pause within `pauses`.
+    pub(super) fn refused(
+        &mut self,
+        generation: u64,
+        reason: &str,
+        about: &BTreeSet<ResourceKey>,
+        pauses: (Duration, Duration),
+    ) -> Vec<String> {
         if self.in_flight.as_ref().is_none_or(|in_flight| in_flight.generation != generation) {
             return Vec::new();
         }
@@ -309,6 +323,8 @@ impl Gateway {
         if about.is_empty() {
             self.fresh.clear();
         }
+        self.refusals = self.refusals.saturating_add(1);
+        self.retry_at = Some(Instant::now() + pause_after(self.refusals, pauses));
         let endpoints = concerned.into_iter().filter(|key| key.kind == ResourceKind::Endpoint);
         endpoints.map(|key| key.name).collect()
     }
@@ -320,6 +336,20 @@ impl Gateway {
         self.tables = None;
         if !in_flight.full {
             self.fresh.extend(in_flight.differences.into_iter().map(|(key, _)| key));
+        }
+    }
+
+    /// Whether the gateway has refused something since it has last applied all that it was to have.
+    pub(super) const fn is_refusing(&self) -> bool {
+        self.refusals > 0
+    }
+
+    /// Time has passed: what the gateway refused is tried again when its pause is over.
+    pub(super) fn pass_time(&mut self, now: Instant) {
+        if self.in_flight.is_none() && self.retry_at.is_some_and(|at| at <= now) {
+            self.retry_at = None;
+            self.retry = true;
+            self.blocked = false;
         }
     }
 
@@ -376,6 +406,11 @@ impl Gateway {
             (false, more) => Some(format!("{text}\n… and {more} more")),
         }
     }
+}
+
+/// How long what was refused so often waits: twice as long each time.
+fn pause_after(refusals: u32, (shortest, longest): (Duration, Duration)) -> Duration {
+    shortest.saturating_mul(1 << (refusals.clamp(1, 16) - 1)).min(longest)
 }
 
 fn addresses(rendered: &Rendered) -> &[String] {

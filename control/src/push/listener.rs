@@ -1,21 +1,22 @@
 //! Connections of gateways, with whom their certificates stand for.
 
+use std::fmt;
 use std::io;
+use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
 use futures_util::Stream;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, mpsc};
-use tokio_rustls::TlsAcceptor;
-use tokio_rustls::rustls::ServerConfig;
 use tokio_rustls::server::TlsStream;
 use tonic::transport::server::Connected;
 
-use crate::tls::certificate_name;
+use super::refusals::Refusals;
+use crate::tls::{ListenerTls, begins_as_tls, certificate_name};
 
 /// How long a TLS handshake may take.
 const HANDSHAKE: Duration = Duration::from_secs(10);
@@ -29,34 +30,45 @@ pub(super) enum Connection {
     Tls(Box<TlsStream<TcpStream>>),
 }
 
-/// Whom the certificate that came with a connection stands for.
+/// Who is at the other end of a connection.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Peer {
+    address: Option<SocketAddr>,
+    /// Whom the certificate that came with it stands for.
     pub(super) certificate: Option<String>,
+}
+
+impl fmt::Display for Peer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.address {
+            Some(address) => write!(f, "{address}"),
+            None => f.write_str("an unknown address"),
+        }
+    }
 }
 
 impl Connected for Connection {
     type ConnectInfo = Peer;
 
     fn connect_info(&self) -> Peer {
-        let certificate = match self {
-            Self::Plain(_) => None,
+        match self {
+            Self::Plain(stream) => Peer { address: stream.peer_addr().ok(), certificate: None },
             Self::Tls(stream) => {
-                let chain = stream.get_ref().1.peer_certificates();
-                chain.and_then(|chain| chain.first()).and_then(certificate_name)
+                let (socket, tls) = stream.get_ref();
+                let certificate = tls.peer_certificates().and_then(<[_]>::first).and_then(certificate_name);
+                Peer { address: socket.peer_addr().ok(), certificate }
             }
-        };
-        Peer { certificate }
+        }
     }
 }
 
 /// Accepts connections. One that is slow with its handshake holds up no other.
 pub(super) fn incoming(
     listener: TcpListener,
-    tls: Option<Arc<ServerConfig>>,
+    tls: Option<ListenerTls>,
+    refusals: Arc<Refusals>,
 ) -> impl Stream<Item = io::Result<Connection>> {
     let (ready, connections) = mpsc::channel(HANDSHAKES);
-    let acceptor = tls.map(TlsAcceptor::from);
     let handshakes = Arc::new(Semaphore::new(HANDSHAKES));
     tokio::spawn(async move {
         loop {
@@ -64,8 +76,8 @@ pub(super) fn incoming(
                 accepted = listener.accept() => accepted,
                 () = ready.closed() => return,
             };
-            let stream = match accepted {
-                Ok((stream, _)) => stream,
+            let (stream, peer) = match accepted {
+                Ok(accepted) => accepted,
                 // Out of descriptors, or reset before it was accepted: others may do better.
                 Err(error) => {
                     tracing::warn!("a connection of a gateway cannot be accepted: {error}");
@@ -74,19 +86,24 @@ pub(super) fn incoming(
                 }
             };
             let _ = stream.set_nodelay(true);
-            let Some(acceptor) = acceptor.clone() else {
+            let Some(tls) = tls.clone() else {
                 if ready.send(Ok(Connection::Plain(stream))).await.is_err() {
                     return;
                 }
                 continue;
             };
-            let ready = ready.clone();
+            let (ready, refusals) = (ready.clone(), refusals.clone());
             let Ok(permit) = handshakes.clone().acquire_owned().await else { return };
             tokio::spawn(async move {
-                let result = tokio::time::timeout(HANDSHAKE, acceptor.accept(stream)).await;
+                let result = tokio::time::timeout(HANDSHAKE, secure(stream, &tls)).await;
                 drop(permit);
-                if let Ok(Ok(stream)) = result {
-                    let _ = ready.send(Ok(Connection::Tls(Box::new(stream)))).await;
+                match result {
+                    Ok(Ok(stream)) => drop(ready.send(Ok(Connection::Tls(stream))).await),
+                    Ok(Err(error)) => refusals.say(&format!("a gateway's connection from {peer} is refused: {error}")),
+                    Err(_) => refusals.say(&format!(
+                        "a gateway's connection from {peer} is refused: no TLS handshake within {} s",
+                        HANDSHAKE.as_secs()
+                    )),
                 }
             });
         }
@@ -94,6 +111,51 @@ pub(super) fn incoming(
     futures_util::stream::unfold(connections, |mut connections| async move {
         connections.recv().await.map(|connection| (connection, connections))
     })
+}
+
+/// What is said to who speaks plain text where TLS is wanted.
+const TLS_WANTED: &str = "this port speaks TLS only: the address of control has to begin with https://";
+
+/// Why a connection has no TLS.
+#[derive(Debug, thiserror::Error)]
+enum Insecure {
+    #[error("it speaks plain text, and this port TLS only")]
+    Plain,
+    #[error("the TLS handshake failed: {0}")]
+    Handshake(#[from] io::Error),
+}
+
+async fn secure(mut stream: TcpStream, tls: &ListenerTls) -> Result<Box<TlsStream<TcpStream>>, Insecure> {
+    if begins_as_tls(&stream).await? {
+        return Ok(Box::new(tls.acceptor().accept(stream).await?));
+    }
+    // Who speaks HTTP/2 without TLS can read this.
+    stream.write_all(&go_away(TLS_WANTED)).await?;
+    stream.shutdown().await?;
+    // What it has sent is read, or the word would be lost with a reset.
+    let mut rest = [0; 1024];
+    for _ in 0..64 {
+        if stream.read(&mut rest).await? == 0 {
+            break;
+        }
+    }
+    Err(Insecure::Plain)
+}
+
+/// A server's first frame of HTTP/2, its settings, and its last one, with a word why (RFC 9113, sections 6.5, 6.8 and 7).
+fn go_away(why: &str) -> Vec<u8> {
+    const SETTINGS: u8 = 4;
+    const GOAWAY: u8 = 7;
+    const INADEQUATE_SECURITY: u32 = 0xc;
+    let frame = |kind: u8, payload: &[u8]| {
+        let length = u32::try_from(payload.len()).unwrap_or(u32::MAX).to_be_bytes();
+        // Length in 24 bits, type, flags, stream 0.
+        let head = [length[1], length[2], length[3], kind, 0, 0, 0, 0, 0];
+        [&head[..], payload].concat()
+    };
+    let last_stream = 0_u32.to_be_bytes();
+    let payload = [&last_stream[..], &INADEQUATE_SECURITY.to_be_bytes(), why.as_bytes()].concat();
+    [frame(SETTINGS, &[]), frame(GOAWAY, &payload)].concat()
 }
 
 impl AsyncRead for Connection {

@@ -11,11 +11,12 @@ use postern_push::proto::{FromGateway, Hello, Key, ToGateway, Welcome, from_gate
 use postern_push::{VERSION, parts};
 use postern_tables::ResourceKey;
 use tokio::sync::{mpsc, oneshot, watch};
-use tonic::{Request, Response, Status, Streaming};
+use tonic::{Code, Request, Response, Status, Streaming};
 
 use super::director::{Event, FromSession};
 use super::gateway::Batch;
 use super::listener::Peer;
+use super::refusals::Refusals;
 use super::{Settings, UsageSink};
 use crate::catalog::{Caller, Catalog};
 use crate::compile::Rendered;
@@ -43,6 +44,7 @@ pub(super) struct Sessions {
     pub(super) events: mpsc::Sender<Event>,
     /// Becomes true when control ends.
     pub(super) stopping: watch::Receiver<bool>,
+    pub(super) refusals: Arc<Refusals>,
 }
 
 /// Whom the credentials of a stream stand for.
@@ -76,7 +78,8 @@ impl Push for Sessions {
     type StreamStream = Pin<Box<dyn Stream<Item = Result<ToGateway, Status>> + Send>>;
 
     async fn stream(&self, request: Request<Streaming<FromGateway>>) -> Result<Response<Self::StreamStream>, Status> {
-        let credentials = self.credentials(&request)?;
+        let peer = request.extensions().get::<Peer>().cloned().unwrap_or_default();
+        let credentials = self.credentials(&request).inspect_err(|status| refused(&self.refusals, &peer, status))?;
         let (outgoing, receiver) = mpsc::channel(PARTS);
         let session = Session {
             catalog: self.catalog.clone(),
@@ -84,6 +87,8 @@ impl Push for Sessions {
             settings: self.settings.clone(),
             events: self.events.clone(),
             stopping: self.stopping.clone(),
+            refusals: self.refusals.clone(),
+            peer,
             outgoing,
         };
         tokio::spawn(session.run(credentials, request.into_inner()));
@@ -116,12 +121,15 @@ struct Session {
     settings: Settings,
     events: mpsc::Sender<Event>,
     stopping: watch::Receiver<bool>,
+    refusals: Arc<Refusals>,
+    peer: Peer,
     outgoing: Outgoing,
 }
 
 impl Session {
     async fn run(self, credentials: Credentials, mut incoming: Streaming<FromGateway>) {
         if let Err(status) = self.talk(&credentials, &mut incoming).await {
+            refused(&self.refusals, &self.peer, &status);
             let _ = tokio::time::timeout(Duration::from_secs(1), self.outgoing.send(Err(status))).await;
         }
     }
@@ -237,6 +245,21 @@ async fn write(mut orders: mpsc::Receiver<Batch>, outgoing: Outgoing) {
                 return;
             }
         }
+    }
+}
+
+/// Says what a stream was refused for; one that only ended was not refused.
+fn refused(refusals: &Refusals, peer: &Peer, status: &Status) {
+    if matches!(
+        status.code(),
+        Code::Unauthenticated
+            | Code::PermissionDenied
+            | Code::FailedPrecondition
+            | Code::NotFound
+            | Code::InvalidArgument
+            | Code::DeadlineExceeded
+    ) {
+        refusals.say(&format!("a gateway's stream from {peer} is refused: {}", status.message()));
     }
 }
 

@@ -199,6 +199,160 @@ async fn a_gateway_that_never_answers_holds_up_no_other() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_gateway_that_reads_nothing_holds_up_no_other_and_gets_the_newest_state_at_once_afterwards() {
+    const ENDPOINTS: usize = 3000;
+    let world = World::with_gateways(&["gw1", "gw2"]).await;
+    for number in 0..ENDPOINTS {
+        world.make_endpoint_at(&format!("e{number}"), "gw1");
+    }
+    // Much less room than all its endpoints need; it reads not even that.
+    let narrow = world.narrow_channel(16 << 10);
+    let mut stuck = Fake::over(narrow, "gw1", Some(&world.token), |_| {}).await.unwrap();
+    world.until("it is connected", || world.status_of("gw1").connected).await;
+    let mut quick = world.gateway("gw2").await;
+    let first = quick.update().await;
+    quick.apply(first).await;
+    for number in 0..20 {
+        let endpoint = world.make_endpoint_at(&format!("q{number}"), "gw2");
+        quick.apply_until(|| world.state_of(&endpoint) == EndpointState::Available).await;
+    }
+    // What changes often meanwhile is kept once.
+    for weight in 1..=200 {
+        world.weigh_target(weight);
+    }
+    let told = || world.status_of("gw1").refused.is_some_and(|text| text.contains("not answered"));
+    world.until("the silence is told", told).await;
+    let weight_of = |gateway: &Fake| {
+        gateway.has.values().find_map(|resource| match resource {
+            Resource::TargetGroup(group) => group.targets[0].weight,
+            _ => None,
+        })
+    };
+    let mut updates = 0;
+    while endpoints_of(&stuck).len() < ENDPOINTS || weight_of(&stuck) != Some(200) {
+        let update = stuck.update().await;
+        stuck.apply(update).await;
+        updates += 1;
+    }
+    // What was under way when it fell silent; its addresses of the pool; and all the rest together.
+    assert!(updates <= 4, "{updates} updates");
+    world.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_gateway_that_refuses_everything_is_asked_again_with_pauses_and_says_why_and_others_go_on() {
+    let world = World::with_gateways(&["gw1", "gw2"]).await;
+    let mut stubborn = world.gateway("gw1").await;
+    let mut quick = world.gateway("gw2").await;
+    let first = quick.update().await;
+    quick.apply(first).await;
+    let why = || world.status_of("gw1").refused.is_some_and(|text| text.contains("the disk is full"));
+    for _ in 0..2 {
+        let update = stubborn.update().await;
+        assert!(update.change.full);
+        stubborn.refuse(&update, "the disk is full").await;
+        world.until("its status says why", why).await;
+        assert!(stubborn.nothing_within(QUIET).await, "it is not asked again at once");
+        let endpoint = world.make_endpoint_at(&format!("e{}", update.generation), "gw2");
+        // Nothing of gw1 changes by that: its pause goes on.
+        quick.apply_until(|| world.state_of(&endpoint) == EndpointState::Available).await;
+    }
+    // Nothing has changed for it, and it is asked again.
+    let update = stubborn.update().await;
+    assert!(update.change.full && why(), "{update:?}");
+    stubborn.apply(update).await;
+    world.until("all is well", || world.status_of("gw1").refused.is_none()).await;
+    // The same for a part: only that waits.
+    let endpoint = world.make_endpoint_at("part", "gw1");
+    let mut refused = 0;
+    while world.state_of(&endpoint) != EndpointState::Available {
+        let update = stubborn.update().await;
+        let part = update.change.changed.iter().any(|resource| resource.name() == endpoint);
+        if part && refused < 2 {
+            refused += 1;
+            stubborn.refuse(&update, "no room").await;
+        } else {
+            stubborn.apply(update).await;
+            let applied = || !part || world.state_of(&endpoint) == EndpointState::Available;
+            world.until("it is kept", applied).await;
+        }
+    }
+    assert_eq!(refused, 2);
+    world.until("all is well again", || world.status_of("gw1").refused.is_none()).await;
+    world.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_two_gateways_see_of_a_target_is_joined_and_one_that_left_is_forgotten() {
+    use crate::catalog::model::TargetHealth;
+    use proto::Health;
+    let world = World::with_gateways(&["gw1", "gw2"]).await;
+    let mut gateways = Vec::new();
+    for name in ["gw1", "gw2"] {
+        let able = |hello: &mut proto::Hello| hello.capabilities = vec!["health-checks".to_owned()];
+        let mut gateway = Fake::try_connect(&world, name, Some(&world.token), able).await.unwrap();
+        let endpoint = world.make_endpoint_at(&format!("at-{name}"), name);
+        gateway.apply_until(|| world.state_of(&endpoint) == EndpointState::Available).await;
+        gateways.push(gateway);
+    }
+    world.check_targets();
+    for gateway in &mut gateways {
+        while let Some(update) = gateway.update_within(QUIET).await {
+            gateway.apply(update).await;
+        }
+    }
+    for (first, second, joined) in [
+        (Health::Initial, Health::Unspecified, TargetHealth::Initial),
+        (Health::Initial, Health::Unhealthy, TargetHealth::Unhealthy),
+        (Health::Healthy, Health::Unhealthy, TargetHealth::Healthy),
+        (Health::UnhealthyDraining, Health::Unhealthy, TargetHealth::UnhealthyDraining),
+        (Health::Unhealthy, Health::Unhealthy, TargetHealth::Unhealthy),
+    ] {
+        gateways[0].sees("10.1.0.10", first).await;
+        gateways[1].sees("10.1.0.10", second).await;
+        let count = 1 + usize::from(second != Health::Unspecified);
+        let what = format!("{first:?} and {second:?} are {joined:?}");
+        world.until(&what, || world.targets().first().is_some_and(|seen| seen.1 == joined && seen.2 == count)).await;
+    }
+    // Its flows go on for a while on one gateway; then nobody sees it.
+    gateways[0].sees("10.1.0.99", Health::Draining).await;
+    world.until("it drains", || world.targets().iter().any(|seen| seen.1 == TargetHealth::Draining)).await;
+    gateways[0].sees("10.1.0.99", Health::Unspecified).await;
+    world.until("it has drained", || world.targets().len() == 1).await;
+    // What a gateway saw goes with it.
+    gateways.remove(0);
+    world.until("one view is left", || world.targets()[0].2 == 1).await;
+    world.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn bytes_of_two_gateways_are_summed_once_however_often_they_are_said() {
+    let mut world = World::with_gateways(&["gw1", "gw2"]).await;
+    let mut first = world.gateway("gw1").await;
+    let endpoint = world.make_endpoint_at("e1", "gw1");
+    first.apply_until(|| world.state_of(&endpoint) == EndpointState::Available).await;
+    let mut second = world.gateway("gw2").await;
+    for _ in 0..3 {
+        first.used(&endpoint, 1000).await;
+        second.used(&endpoint, 50).await;
+    }
+    world.until("both are counted", || world.bytes() == 1050).await;
+    let mut first = first.reconnect(&world).await;
+    first.used(&endpoint, 1000).await;
+    first.used(&endpoint, 1200).await;
+    world.until("what is new is counted", || world.bytes() == 1250).await;
+    world.restart().await;
+    let mut first = first.reconnect(&world).await;
+    first.used(&endpoint, 1200).await;
+    let mut second = second.reconnect(&world).await;
+    second.used(&endpoint, 60).await;
+    world.until("nothing is counted twice", || world.bytes() == 1260).await;
+    first.used(&endpoint, 1201).await;
+    world.until("and it goes on", || world.bytes() == 1261).await;
+    world.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn who_may_not_have_a_stream_is_told_why() {
     let world = World::with_gateways(&["gw1", "gw2"]).await;
     let refusal = world.try_gateway("gw1", |hello| (hello.oldest_version, hello.newest_version) = (7, 9)).await;

@@ -3,6 +3,9 @@
 //!
 //! A file is read through once, every checksum compared, before anything may write to it. That reading works on a copy
 //! of the changed pages in memory, so a damaged file stays as it is for whoever wants to rescue something.
+//!
+//! When the disk fails, or is full, redb takes nothing more. The file is then opened anew for the next call, as after a
+//! crash, so that it is enough to make room.
 
 #[cfg(test)]
 pub(super) mod tests;
@@ -12,7 +15,7 @@ use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, PoisonError, RwLock};
 
 use redb::{Database, Durability, ReadableDatabase, ReadableTable, TableDefinition};
 
@@ -30,7 +33,8 @@ const FORMAT: u64 = 1;
 #[derive(Debug)]
 pub struct RedbStore {
     path: PathBuf,
-    database: Database,
+    /// `None` after a failure of the disk, until the next call.
+    database: RwLock<Option<Database>>,
     watches: Watches,
     /// Held while a transaction is made and told.
     order: Mutex<()>,
@@ -58,15 +62,40 @@ impl RedbStore {
             make(path)?;
         }
         let database = Database::open(path).map_err(|error| failed(path, error))?;
+        let database = RwLock::new(Some(database));
         Ok(Self { path: path.to_owned(), database, watches: Watches::default(), order: Mutex::new(()), _lock: lock })
     }
 
-    fn failed(&self, error: impl Into<redb::Error>) -> StoreError {
-        failed(&self.path, error)
+    /// Does something with the database, which is opened anew if the disk had failed.
+    fn with<T>(&self, work: impl FnOnce(&Database) -> Result<T, redb::Error>) -> Result<T, StoreError> {
+        self.open_again()?;
+        let result = match &*self.database.read().unwrap_or_else(PoisonError::into_inner) {
+            Some(database) => work(database),
+            // Another call has met a failing disk since.
+            None => Err(redb::Error::PreviousIo),
+        };
+        result.map_err(|error| {
+            if matches!(error, redb::Error::Io(_) | redb::Error::PreviousIo) {
+                *self.database.write().unwrap_or_else(PoisonError::into_inner) = None;
+            }
+            failed(&self.path, error)
+        })
     }
 
-    fn commit_in_order(&self, transaction: &Transaction) -> Result<Outcome, redb::Error> {
-        let mut write = self.database.begin_write()?;
+    fn open_again(&self) -> Result<(), StoreError> {
+        if self.database.read().unwrap_or_else(PoisonError::into_inner).is_some() {
+            return Ok(());
+        }
+        let mut database = self.database.write().unwrap_or_else(PoisonError::into_inner);
+        if database.is_none() {
+            verify(&self.path)?;
+            *database = Some(Database::open(&self.path).map_err(|error| failed(&self.path, error))?);
+        }
+        Ok(())
+    }
+
+    fn commit_in_order(database: &Database, transaction: &Transaction) -> Result<Outcome, redb::Error> {
+        let mut write = database.begin_write()?;
         write.set_durability(Durability::Immediate).map_err(|error| redb::Error::Corrupted(error.to_string()))?;
         let revision;
         {
@@ -96,8 +125,13 @@ impl RedbStore {
         Ok(Outcome::Committed(revision))
     }
 
-    fn entries(&self, prefix: &str, after: Option<&str>, limit: usize) -> Result<Vec<(String, Entry)>, redb::Error> {
-        let entries = self.database.begin_read()?.open_table(ENTRIES)?;
+    fn entries(
+        database: &Database,
+        prefix: &str,
+        after: Option<&str>,
+        limit: usize,
+    ) -> Result<Vec<(String, Entry)>, redb::Error> {
+        let entries = database.begin_read()?.open_table(ENTRIES)?;
         let after = after.filter(|&after| after >= prefix);
         let mut found = Vec::new();
         for entry in entries.range(after.unwrap_or(prefix)..)? {
@@ -117,7 +151,7 @@ impl RedbStore {
 impl Store for RedbStore {
     fn commit(&self, transaction: &Transaction) -> Result<Outcome, StoreError> {
         let _order = self.order.lock().unwrap_or_else(PoisonError::into_inner);
-        let outcome = self.commit_in_order(transaction).map_err(|error| self.failed(error))?;
+        let outcome = self.with(|database| Self::commit_in_order(database, transaction))?;
         if let Outcome::Committed(revision) = outcome {
             self.watches.tell(revision, &transaction.changes);
         }
@@ -125,15 +159,14 @@ impl Store for RedbStore {
     }
 
     fn entry(&self, key: &str) -> Result<Option<Entry>, StoreError> {
-        let read = || -> Result<_, redb::Error> {
-            let entries = self.database.begin_read()?.open_table(ENTRIES)?;
+        self.with(|database| {
+            let entries = database.begin_read()?.open_table(ENTRIES)?;
             entries.get(key)?.map(|value| decoded(value.value())).transpose()
-        };
-        read().map_err(|error| self.failed(error))
+        })
     }
 
     fn range(&self, prefix: &str, after: Option<&str>, limit: usize) -> Result<Vec<(String, Entry)>, StoreError> {
-        self.entries(prefix, after, limit).map_err(|error| self.failed(error))
+        self.with(|database| Self::entries(database, prefix, after, limit))
     }
 
     fn watch(&self, prefix: &str) -> Watch {

@@ -203,6 +203,35 @@ impl Forwarder<'_> {
         })
     }
 
+    /// Tells the other end of a flow, in the place of a TCP segment, that the connection is gone; false if it cannot be told.
+    pub(crate) fn pass_reset_on(
+        &mut self,
+        frame: &Frame<'_>,
+        parsed: &Parsed,
+        record: &FlowRecord,
+        reverse: bool,
+        outbox: &mut Outbox,
+        now: Now,
+    ) -> bool {
+        let (hop, to) =
+            if reverse { (record.reverse_hop, record.forward) } else { (record.forward_hop, record.reverse) };
+        let mut packet = [0; 64];
+        let Some(length) = icmp::tcp_reset_onward(&mut packet, parsed, to.reversed(), frame.bytes()) else {
+            return false;
+        };
+        let hop = self.hops.at(hop);
+        let who = parsed.key.addresses >> 32 ^ u64::from(parsed.key.attachment().0) << 32;
+        if !hop.resolved || outbox.room() == 0 || !self.answers.take(who, now) {
+            return false;
+        }
+        outbox.push(hop.port, Origin::Made, Offload::NONE, ANSWER, |room| {
+            let header = hop.header();
+            room[..header.len()].copy_from_slice(header);
+            room[header.len()..header.len() + length].copy_from_slice(&packet[..length]);
+            header.len() + length
+        })
+    }
+
     /// Answers with an ICMP error that quotes the packet as it came, from the address that it was sent to.
     fn answer_error(
         &mut self,

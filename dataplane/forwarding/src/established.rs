@@ -323,20 +323,24 @@ impl Forwarder<'_> {
         };
         let target = self.snapshot.target(TargetIndex(record.target));
         if target.is_some_and(|target| target.cut && target.incarnation == record.target_incarnation) {
-            return self.cut(frame, slot, note, outbox, now);
+            return self.cut(frame, slot, note, DropReason::TargetUnhealthy, outbox, now);
+        }
+        if self.snapshot.ended.contains(&record.target_incarnation) {
+            return self.cut(frame, slot, note, DropReason::TargetDeregistered, outbox, now);
         }
         self.table.record_mut(index).policy_epoch = epoch;
         self.known(frame, slot, note, outbox, now)
     }
 
     /// Ends a flow whose target is not to have any. A client that can begin anew does so at once, with another target: a
-    /// datagram, or a SYN. Of any other connection the client is told.
+    /// datagram, or a SYN. Both ends of any other connection are told.
     #[cold]
     fn cut(
         &mut self,
         frame: &mut Frame<'_>,
         slot: &Slot,
         note: Option<HandoffNote>,
+        reason: DropReason,
         outbox: &mut Outbox,
         now: Now,
     ) -> Verdict {
@@ -346,16 +350,16 @@ impl Forwarder<'_> {
         if begins && slot.found.direction() == Direction::Forward {
             return self.reopen(frame, slot, note, outbox, now);
         }
-        let endpoint = self.table.record(slot.found.index()).endpoint;
-        self.end(slot.found.index(), outbox, now);
-        let told = parsed.kind == PacketKind::Tcp
-            && parsed.tcp_flags & RST == 0
-            && slot.found.direction() == Direction::Forward
-            && self.answer_reset(frame, parsed, outbox, now);
-        if told && let Some(counters) = self.counters.endpoints.get(endpoint as usize) {
-            counters.own_resets.add(1);
+        let record = *self.table.record(slot.found.index());
+        if parsed.kind == PacketKind::Tcp && parsed.tcp_flags & RST == 0 {
+            let answered = self.answer_reset(frame, parsed, outbox, now);
+            let passed_on = self.pass_reset_on(frame, parsed, &record, slot.found.is_reverse(), outbox, now);
+            if let Some(counters) = self.counters.endpoints.get(record.endpoint as usize) {
+                counters.own_resets.add(u64::from(answered) + u64::from(passed_on));
+            }
         }
-        self.refuse_for(endpoint, DropReason::TargetUnhealthy)
+        self.end(slot.found.index(), outbox, now);
+        self.refuse_for(record.endpoint, reason)
     }
 
     /// Whether an endpoint, as it is now, may hold a flow: it is the flow's address in the same VPC, and what it stands for

@@ -132,8 +132,11 @@ drop_reasons! {
     WrongTarget = "wrong_target",
     /// The endpoint's access was withdrawn.
     AccessWithdrawn = "access_withdrawn",
-    /// The flow's target is unhealthy, and its flows end; TCP of the consumer is answered with a RST where the limit allows.
+    /// The flow's target is unhealthy, and its flows end; both ends of TCP are told by a RST where the limit allows.
     TargetUnhealthy = "target_unhealthy",
+    /// The flow's target was taken out of its group, which ends its flows; both ends of TCP are told by a RST where the limit
+    /// allows.
+    TargetDeregistered = "target_deregistered",
     /// A TCP segment that the state of its flow does not allow.
     TcpState = "tcp_state",
     /// A TCP segment with flags that no TCP sends.

@@ -10,6 +10,7 @@ use std::time::Duration;
 use postern_push::MESSAGE_BYTES;
 use postern_push::proto::push_client::PushClient;
 use postern_tables::check::ControlSettings;
+use tonic::Status;
 use tonic::metadata::{Ascii, MetadataValue};
 use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity};
 
@@ -42,6 +43,14 @@ pub enum ConnectionError {
     /// Nobody answers, or not as control does.
     #[error("cannot connect: {0}")]
     Connect(String),
+    /// The two do not trust each other, or one speaks no TLS.
+    #[error("cannot connect: {hint} ({cause})")]
+    Trust {
+        /// What is to be looked at.
+        hint: &'static str,
+        /// What the transport said.
+        cause: String,
+    },
 }
 
 /// An open connection, and what is to be shown with each call.
@@ -77,10 +86,54 @@ pub(super) async fn connect(settings: &ControlSettings) -> Result<Connection, Co
     }
     let connecting = tokio::time::timeout(CONNECT, endpoint.connect()).await;
     let late = |_| ConnectionError::Connect(format!("no answer within {} s", CONNECT.as_secs()));
-    let channel = connecting.map_err(late)?.map_err(|error| ConnectionError::Connect(chain(&error)))?;
+    let channel = connecting.map_err(late)?.map_err(|error| refused(&error))?;
     let client =
         PushClient::new(channel).max_decoding_message_size(MESSAGE_BYTES).max_encoding_message_size(MESSAGE_BYTES);
     Ok(Connection { client, token })
+}
+
+/// Why there is no connection, with what to look at where certificates are the reason.
+fn refused(error: &(dyn Error + 'static)) -> ConnectionError {
+    let cause = chain(error);
+    let mut next = Some(error);
+    while let Some(error) = next {
+        let inner = error.downcast_ref::<io::Error>().and_then(io::Error::get_ref);
+        let inner: Option<&(dyn Error + 'static)> = inner.map(|inner| inner as _);
+        if let Some(hint) = inner.or(Some(error)).and_then(|error| error.downcast_ref()).and_then(tls_hint) {
+            return ConnectionError::Trust { hint, cause };
+        }
+        next = error.source();
+    }
+    ConnectionError::Connect(cause)
+}
+
+/// What an error of TLS means to an operator.
+fn tls_hint(error: &rustls::Error) -> Option<&'static str> {
+    match error {
+        rustls::Error::InvalidCertificate(rustls::CertificateError::UnknownIssuer) => {
+            Some("no authority in control.ca has signed control's certificate")
+        }
+        rustls::Error::InvalidCertificate(_) => Some("control's certificate is not good for control.address"),
+        rustls::Error::InvalidMessage(_) => Some("what listens there speaks no TLS"),
+        rustls::Error::AlertReceived(_) => Some(NOT_BELIEVED),
+        _ => None,
+    }
+}
+
+/// Control's answer to a certificate that none of its authorities has signed, or that is not valid now.
+const NOT_BELIEVED: &str = "control does not believe this gateway's certificate (control.certificate)";
+
+/// What a broken stream says, with what to look at where the certificate is the reason: within TLS 1.3 a client hears that
+/// only after its handshake (RFC 8446, section 4.4.2.4), and the transport keeps no more than the text.
+pub(super) fn broken(status: &Status) -> String {
+    let causes = status.source().map(chain).filter(|causes| !status.message().contains(causes));
+    let text = match (status.message(), causes) {
+        ("", None) => chain(status),
+        ("", Some(causes)) => causes,
+        (message, None) => message.to_owned(),
+        (message, Some(causes)) => format!("{message}: {causes}"),
+    };
+    if text.contains("received fatal alert") { format!("{NOT_BELIEVED} ({text})") } else { text }
 }
 
 /// What an error and those behind it say. The transport's own texts name no cause.

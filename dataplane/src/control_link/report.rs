@@ -106,22 +106,24 @@ impl StatusReader {
     }
 }
 
-fn target(key: TargetKey, view: TargetView, active_flows: u64) -> proto::TargetView {
-    let health = match view.health {
-        TargetHealth::Initial => proto::Health::Initial,
-        TargetHealth::Healthy => proto::Health::Healthy,
-        TargetHealth::Unhealthy => proto::Health::Unhealthy,
-        TargetHealth::UnhealthyDraining => proto::Health::UnhealthyDraining,
-        TargetHealth::Draining => proto::Health::Draining,
-        TargetHealth::Unused => proto::Health::Unused,
-        TargetHealth::Unavailable => proto::Health::Unavailable,
+/// Of a target that is no more the health is unspecified.
+fn target(key: TargetKey, view: Option<TargetView>, active_flows: u64) -> proto::TargetView {
+    let health = match view.as_ref().map(|view| view.health) {
+        None => proto::Health::Unspecified,
+        Some(TargetHealth::Initial) => proto::Health::Initial,
+        Some(TargetHealth::Healthy) => proto::Health::Healthy,
+        Some(TargetHealth::Unhealthy) => proto::Health::Unhealthy,
+        Some(TargetHealth::UnhealthyDraining) => proto::Health::UnhealthyDraining,
+        Some(TargetHealth::Draining) => proto::Health::Draining,
+        Some(TargetHealth::Unused) => proto::Health::Unused,
+        Some(TargetHealth::Unavailable) => proto::Health::Unavailable,
     };
     proto::TargetView {
         target_group: key.group,
         address: key.address.to_string(),
         port: key.port.into(),
         health: health.into(),
-        reason: view.reason,
+        reason: view.map(|view| view.reason).unwrap_or_default(),
         active_flows,
     }
 }

@@ -16,7 +16,7 @@ use tracing::info;
 
 use super::applier::{AppliedState, Outcome};
 use super::capabilities::CAPABILITIES;
-use super::connection::{Connection, chain, connect};
+use super::connection::{Connection, broken, connect};
 use super::report::StatusReader;
 use super::{Identity, LinkStatus};
 
@@ -224,7 +224,7 @@ async fn last_word(inbox: &mut Streaming<ToGateway>) -> End {
 }
 
 fn ended(status: &Status) -> End {
-    let said = if status.message().is_empty() { chain(status) } else { status.message().to_owned() };
+    let said = broken(status);
     let text = format!("{said} ({})", code(status.code()));
     match status.code() {
         Code::Unauthenticated

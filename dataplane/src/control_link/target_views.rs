@@ -1,6 +1,6 @@
 //! What this gateway thinks of its targets' health: written by whoever probes them, read by the link to control.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::net::IpAddr;
 use std::sync::{Mutex, PoisonError};
 
@@ -68,34 +68,56 @@ pub struct TargetViews {
     changed: Notify,
 }
 
+/// Targets that are no more of which a reader can still hear; of more the oldest are forgotten.
+const MOST_GONE: usize = 4096;
+
 #[derive(Debug, Default)]
 struct Views {
     version: u64,
-    by_key: HashMap<TargetKey, (u64, TargetView)>,
+    /// The version of the last change, and the view; `None`: the target is no more.
+    by_key: HashMap<TargetKey, (u64, Option<TargetView>)>,
+    /// Versions at which targets went, the oldest first.
+    gone: VecDeque<(u64, TargetKey)>,
 }
 
 impl TargetViews {
     /// What is thought of a target from now on. The same again is no change.
     pub fn set(&self, key: TargetKey, view: TargetView) {
         let mut views = self.views.lock().unwrap_or_else(PoisonError::into_inner);
-        if views.by_key.get(&key).is_some_and(|(_, known)| *known == view) {
+        if views.by_key.get(&key).is_some_and(|(_, known)| known.as_ref() == Some(&view)) {
             return;
         }
         views.version += 1;
         let version = views.version;
-        views.by_key.insert(key, (version, view));
+        views.by_key.insert(key, (version, Some(view)));
         drop(views);
         self.changed.notify_one();
     }
 
-    /// Forgets a target that is no more. Control knows that by its tables.
+    /// A target is no more: taken out of its group, and its flows were given their time.
     pub fn remove(&self, key: &TargetKey) {
-        self.views.lock().unwrap_or_else(PoisonError::into_inner).by_key.remove(key);
+        let mut views = self.views.lock().unwrap_or_else(PoisonError::into_inner);
+        if views.by_key.get(key).is_none_or(|(_, view)| view.is_none()) {
+            return;
+        }
+        views.version += 1;
+        let version = views.version;
+        views.by_key.insert(key.clone(), (version, None));
+        views.gone.push_back((version, key.clone()));
+        if views.gone.len() > MOST_GONE
+            && let Some((at, key)) = views.gone.pop_front()
+            && views.by_key.get(&key).is_some_and(|(version, _)| *version == at)
+        {
+            views.by_key.remove(&key);
+        }
+        drop(views);
+        self.changed.notify_one();
     }
 
     /// At most `limit` views that changed after `version`, the oldest first, and the version to go on from. From 0 on: all.
+    /// `None`: the target is no more.
     #[must_use]
-    pub fn changed_since(&self, version: u64, limit: usize) -> (Vec<(TargetKey, TargetView)>, u64) {
+    pub fn changed_since(&self, version: u64, limit: usize) -> (Vec<(TargetKey, Option<TargetView>)>, u64) {
         let views = self.views.lock().unwrap_or_else(PoisonError::into_inner);
         let mut news: Vec<_> = views.by_key.iter().filter(|(_, (at, _))| *at > version).collect();
         news.sort_unstable_by_key(|(_, (at, _))| *at);
@@ -139,8 +161,30 @@ mod tests {
         views.set(key(2), view(TargetHealth::Healthy));
         views.remove(&key(3));
         let (news, _) = views.changed_since(version, 3);
-        assert_eq!(news, [(key(2), view(TargetHealth::Healthy))]);
-        assert_eq!(views.changed_since(0, 100).0.len(), 4);
+        assert_eq!(news, [(key(2), Some(view(TargetHealth::Healthy))), (key(3), None)]);
+        let all = views.changed_since(0, 100).0;
+        assert_eq!(all.iter().filter(|(_, view)| view.is_some()).count(), 4);
+        // Back again, it is one more change.
+        views.set(key(3), view(TargetHealth::Initial));
+        assert!(views.changed_since(0, 100).0.contains(&(key(3), Some(view(TargetHealth::Initial)))));
+    }
+
+    #[test]
+    fn targets_that_come_and_go_for_ever_take_no_more_room() {
+        let views = TargetViews::default();
+        for port in 0..3 * MOST_GONE as u32 {
+            let key = TargetKey { group: port.to_string(), address: IpAddr::from([10, 9, 0, 1]), port: 1 };
+            views.set(key.clone(), view(TargetHealth::Healthy));
+            views.remove(&key);
+            views.remove(&key);
+        }
+        assert_eq!(views.changed_since(0, usize::MAX).0.len(), MOST_GONE);
+        // One that is back is not forgotten with those that went before it.
+        let first = TargetKey { group: (2 * MOST_GONE).to_string(), address: IpAddr::from([10, 9, 0, 1]), port: 1 };
+        views.set(first.clone(), view(TargetHealth::Healthy));
+        views.set(key(1), view(TargetHealth::Healthy));
+        views.remove(&key(1));
+        assert!(views.changed_since(0, usize::MAX).0.iter().any(|(key, view)| *key == first && view.is_some()));
     }
 
     #[tokio::test]

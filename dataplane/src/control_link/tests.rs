@@ -424,6 +424,16 @@ async fn usage_drops_and_target_views_flow_back_and_a_new_stream_is_told_all() {
         (proto::Health::Unhealthy, "timeout", 9)
     );
     assert!(status.endpoints.is_empty(), "only what moved");
+    // One that is no more is said too.
+    let gone = TargetKey { group: "group".to_owned(), address: "10.0.0.81".parse().unwrap(), port: 8080 };
+    gateway.views.set(gone.clone(), TargetView { health: TargetHealth::Draining, reason: String::new() });
+    stream.status(|status| status.targets.iter().any(|target| target.health() == proto::Health::Draining)).await;
+    gateway.views.remove(&gone);
+    let status = stream.status(|status| !status.targets.is_empty()).await;
+    assert_eq!(
+        (status.targets[0].address.as_str(), status.targets[0].health()),
+        ("10.0.0.81", proto::Health::Unspecified)
+    );
 
     drop(stream);
     let address = server.die().await;
@@ -431,7 +441,7 @@ async fn usage_drops_and_target_views_flow_back_and_a_new_stream_is_told_all() {
     let mut stream = server.stream().await;
     stream.welcome().await;
     let status = stream.status(|status| !status.endpoints.is_empty()).await;
-    assert_eq!((status.endpoints[0].packets, status.targets.len()), (7, 1));
+    assert_eq!((status.endpoints[0].packets, status.targets.len()), (7, 2));
     gateway.stop().await;
     fs::remove_dir_all(directory).unwrap();
 }
@@ -488,4 +498,101 @@ async fn control_and_gateway_know_each_other_by_certificates() {
     assert_eq!(gateway.endpoints(), [FIRST], "traffic goes on by what is on disk");
     gateway.stop().await;
     fs::remove_dir_all(directory).unwrap();
+}
+
+/// Passes one connection on to `server`, and cuts it when so many bytes have come from there.
+async fn cut_after(bytes: u64, server: SocketAddr) -> (SocketAddr, Task<()>) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let task = tokio::spawn(async move {
+        let (mut near, _) = listener.accept().await.unwrap();
+        let mut far = tokio::net::TcpStream::connect(server).await.unwrap();
+        let ((mut near_read, mut near_write), (far_read, mut far_write)) = (near.split(), far.split());
+        let mut some = tokio::io::AsyncReadExt::take(far_read, bytes);
+        tokio::select! {
+            _ = tokio::io::copy(&mut near_read, &mut far_write) => {}
+            _ = tokio::io::copy(&mut some, &mut near_write) => {}
+        }
+    });
+    (address, task)
+}
+
+#[tokio::test]
+async fn a_stream_that_is_cut_anywhere_leaves_the_tables_before_or_those_after() {
+    let more: Vec<_> = (0..12).map(|at| endpoint(&format!("vpce-{at}"), &format!("10.0.0.{}", 110 + at))).collect();
+    let (mut before, mut after) = (0, 0);
+    for cut in (0..3000).step_by(150) {
+        let directory = directory(&format!("cut-{cut}"));
+        let mut server = Server::start(None).await;
+        let (address, proxy) = cut_after(cut, server.address).await;
+        let gateway = Gateway::start(&directory, &plain(&directory, address));
+        let served = async {
+            let mut stream = server.stream().await;
+            let Ok(Some(_)) = stream.from.message().await else { return };
+            let welcome = Welcome { version: 1, catalog: "catalog-a".to_owned(), status_interval_milliseconds: 100 };
+            // Two parts, so that a cut may come between them.
+            let mut second = full(5, &more);
+            let mut first = Update { complete: false, digest: Vec::new(), ..second.clone() };
+            second.changed = first.changed.split_off(6);
+            for message in [Heard::Welcome(welcome), Heard::Update(first), Heard::Update(second)] {
+                let _ = stream.to.send(Ok(ToGateway { message: Some(message) })).await;
+            }
+            // It says that it has applied all, or is cut.
+            while let Ok(Some(message)) = stream.from.message().await {
+                if matches!(message.message, Some(Said::Applied(_))) {
+                    return;
+                }
+            }
+        };
+        tokio::select! {
+            () = served => {}
+            _ = proxy => {}
+        }
+        server.die().await;
+        let published = gateway.published.clone();
+        gateway.stop().await;
+        match published.lock().unwrap().last().map(|snapshot| endpoints(snapshot).len()) {
+            None => before += 1,
+            Some(count) => {
+                assert_eq!(count, 13, "half applied after {cut} bytes");
+                after += 1;
+            }
+        }
+        fs::remove_dir_all(directory).unwrap();
+    }
+    assert!(before > 0 && after > 0, "{before} before, {after} after");
+}
+
+proptest::proptest! {
+    #[test]
+    fn an_update_with_other_bytes_is_taken_whole_or_not_at_all(
+        flips in proptest::collection::vec((proptest::prelude::any::<u16>(), 0..8_u8), 1..6),
+        length in proptest::option::of(proptest::prelude::any::<u16>()),
+        full_update in proptest::prelude::any::<bool>(),
+    ) {
+        use prost::Message;
+        let process = CONFIGURATION.split("[[vpc]]").next().unwrap();
+        let process = format!("[limits]\nendpoints = 16\ntargets = 16\n{process}");
+        let checked = Declaration::from_toml(&process, "gateway.toml").and_then(Declaration::check).unwrap();
+        let mut tables = Tables::new(&checked);
+        let whole = |update| postern_push::Assembler::default().add(update);
+        tables.update(whole(full(5, &[])).unwrap().unwrap().change).unwrap();
+        let more = [endpoint("vpce-a", "10.0.0.101"), endpoint("vpce-b", "10.0.0.102")];
+        let mut bytes = if full_update { full(6, &more) } else { added(6, &more) }.encode_to_vec();
+        for (at, bit) in flips {
+            let at = usize::from(at) % bytes.len();
+            bytes[at] ^= 1 << bit;
+        }
+        bytes.truncate(length.map_or(bytes.len(), |length| usize::from(length) % bytes.len()));
+        if let Ok(update) = Update::decode(bytes.as_slice())
+            && let Ok(Some(update)) = whole(update)
+        {
+            let declared = |tables: &Tables| tables.resources().collect::<Vec<_>>();
+            let (before, generation) = (declared(&tables), tables.snapshot().generation);
+            if let Err(errors) = tables.update(update.change) {
+                proptest::prop_assert!(!errors.to_string().is_empty());
+                proptest::prop_assert_eq!((declared(&tables), tables.snapshot().generation), (before, generation));
+            }
+        }
+    }
 }

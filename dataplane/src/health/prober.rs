@@ -76,6 +76,8 @@ struct Target {
     /// The SNAT address that probes come from.
     source: Option<IpAddr>,
     index: TargetIndex,
+    /// Which life of this group, address and port it is.
+    incarnation: u32,
     weighted: bool,
     /// Why the last probe failed.
     reason: String,
@@ -143,6 +145,10 @@ impl Prober {
                 let key = TargetKey { group: name.clone(), address: member.address, port: member.port };
                 let port = (splitmix(&mut self.random) % 128) as u16;
                 let target = self.targets.entry(key.clone()).or_insert_with(|| Target::new(port));
+                if target.incarnation != member.incarnation {
+                    // Taken out and put in again, maybe between two looks: it is new, as it is to the tables.
+                    target.begin_again(member.incarnation);
+                }
                 target.settings = group.health.clone();
                 (target.vpc, target.index, target.weighted) = (member.vpc, index, member.weight > 0);
                 target.source = source;
@@ -454,6 +460,7 @@ impl Target {
             vpc: VpcIndex(0),
             source: None,
             index: TargetIndex(0),
+            incarnation: 0,
             weighted: false,
             reason: String::new(),
             usage: None,
@@ -463,6 +470,16 @@ impl Target {
             port,
             flows: 0,
         }
+    }
+
+    /// Nothing that was known of it holds any more.
+    fn begin_again(&mut self, incarnation: u32) {
+        self.incarnation = incarnation;
+        self.health = Health::new();
+        self.reason.clear();
+        self.usage = None;
+        self.next_probe = None;
+        self.probes = 0;
     }
 
     /// Whether probes say something about it.

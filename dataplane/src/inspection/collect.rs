@@ -60,13 +60,16 @@ pub fn worker_statuses(shared: &Shared) -> Vec<WorkerStatus> {
 #[must_use]
 pub fn target_statuses(shared: &Shared) -> Vec<TargetStatus> {
     let (views, _) = shared.health.views.changed_since(0, usize::MAX);
-    let status = |(key, view): (TargetKey, TargetView)| TargetStatus {
-        target: SocketAddr::new(key.address, key.port),
-        group: key.group,
-        state: view.health.name().to_owned(),
-        reason: view.reason,
+    let status = |(key, view): (TargetKey, Option<TargetView>)| {
+        let view = view?;
+        Some(TargetStatus {
+            target: SocketAddr::new(key.address, key.port),
+            group: key.group,
+            state: view.health.name().to_owned(),
+            reason: view.reason,
+        })
     };
-    let mut statuses: Vec<_> = views.into_iter().map(status).collect();
+    let mut statuses: Vec<_> = views.into_iter().filter_map(status).collect();
     statuses.sort_by(|a, b| (&a.group, a.target).cmp(&(&b.group, b.target)));
     statuses
 }

@@ -23,7 +23,7 @@ use crate::usable::Health;
 #[must_use]
 pub fn compile(checked: &Checked, previous: Option<&Snapshot>) -> Snapshot {
     let mut placed = previous.map(Placed::of).unwrap_or_default();
-    compile_onto(checked, previous, &mut placed, &Health::default()).0
+    compile_onto(checked, previous, &mut placed, &mut Health::default()).0
 }
 
 /// Compiles the tables; `placed` is what `previous` has, and then what the new snapshot has.
@@ -31,7 +31,7 @@ pub(crate) fn compile_onto(
     checked: &Checked,
     previous: Option<&Snapshot>,
     placed: &mut Placed,
-    health: &Health,
+    health: &mut Health,
 ) -> (Snapshot, Base) {
     let nothing = Snapshot::default();
     let old = previous.unwrap_or(&nothing);

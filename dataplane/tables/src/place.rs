@@ -174,7 +174,7 @@ pub(crate) struct Placing<'a> {
     pub(crate) next: &'a mut Snapshot,
     pub(crate) placed: &'a mut Placed,
     pub(crate) base: &'a Base,
-    pub(crate) health: &'a Health,
+    pub(crate) health: &'a mut Health,
 }
 
 impl Placing<'_> {
@@ -199,8 +199,20 @@ impl Placing<'_> {
         };
         let groups: BTreeSet<u32> = touched.into_iter().filter(newly_cut).collect();
         if !groups.is_empty() {
-            self.judge_again(&groups);
+            self.judge_flows_to(&groups);
         }
+    }
+
+    /// Ends the flows of targets that are in no group any more.
+    pub(crate) fn end_flows(&mut self, incarnations: Vec<u32>) {
+        let mut ended = BTreeSet::clone(&self.old.ended);
+        ended.extend(incarnations);
+        while ended.len() > Snapshot::MOST_ENDED {
+            ended.pop_first();
+        }
+        self.next.ended = Arc::new(ended);
+        // Nothing says any more which endpoints led to them.
+        self.judge_again(|_| true);
     }
 
     /// Returns the groups that may need a selection table.
@@ -210,7 +222,8 @@ impl Placing<'_> {
             if let Some(index) = self.placed.groups.remove(name) {
                 self.next.history.free_groups.push_back(index.0);
                 self.next.target_groups.set(index.at(), None);
-                freed.extend(self.old.target_groups[index.at()].members.iter().copied());
+                let group = &self.old.target_groups[index.at()];
+                freed.extend(group.members.iter().map(|member| (*member, group.health.deregistration_ends_flows)));
             }
         }
         // Who lives on, before the slots of the others are given again.
@@ -218,25 +231,27 @@ impl Placing<'_> {
         for group in groups {
             let vpc = self.base.vpc(group.vpc);
             let before = self.placed.group(&group.name).and_then(|index| self.old.target_groups.get(index.at()));
+            let ends = before.is_some_and(|before| before.health.deregistration_ends_flows);
             let mut members: HashMap<_, TargetIndex> = HashMap::new();
             for index in before.iter().flat_map(|group| group.members.iter()) {
                 match self.old.target(*index) {
                     Some(target) if target.vpc == vpc => {
                         members.insert((target.address, target.port), *index);
                     }
-                    _ => freed.push(*index),
+                    _ => freed.push((*index, ends)),
                 }
             }
             let of_it: Vec<_> =
                 group.targets.iter().map(|&(address, port, _)| members.remove(&(address, port))).collect();
             kept.push(of_it);
-            freed.extend(members.into_values());
+            freed.extend(members.into_values().map(|index| (index, ends)));
         }
         freed.sort_unstable();
-        for index in freed {
+        for (index, ends) in freed {
             if let Some(target) = self.old.target(index) {
                 self.placed.forget_target(target);
                 self.next.count_registered(target, -1);
+                self.health.leave(&target.group, (target.address, target.port), target.incarnation, ends);
             }
             self.next.targets.set(index.at(), None);
             self.next.history.free_targets.push_back(index.0);
@@ -253,6 +268,11 @@ impl Placing<'_> {
             self.placed.groups.insert(name.clone(), TargetGroupIndex(index));
             (name, TargetGroupIndex(index))
         });
+        if group.health.check.is_some() {
+            for ((address, port, _), _) in group.targets.iter().zip(&kept).filter(|(_, kept)| kept.is_none()) {
+                self.health.begin(&name, (*address, *port));
+            }
+        }
         let verdict = self.health.verdict(&name, &group.targets);
         let mut members = Vec::with_capacity(kept.len());
         for ((&(address, port, weight), kept), cut) in group.targets.iter().zip(kept).zip(&verdict.cut) {
@@ -489,7 +509,7 @@ impl Placing<'_> {
     }
 
     /// Has the flows of all endpoints judged again whose services lead to one of `groups`.
-    fn judge_again(&mut self, groups: &BTreeSet<u32>) {
+    fn judge_flows_to(&mut self, groups: &BTreeSet<u32>) {
         let leads = |listener: &ListenerIndex| {
             let listener = self.next.listeners.get(listener.at());
             listener.is_some_and(|listener| listener.groups6.iter().any(|(_, group)| groups.contains(&group.0)))
@@ -501,8 +521,13 @@ impl Placing<'_> {
             })
             .map(|(at, _)| ServiceIndex(at))
             .collect();
+        self.judge_again(|endpoint| services.contains(&endpoint.service));
+    }
+
+    /// Has the flows of some endpoints judged again.
+    fn judge_again(&mut self, concerned: impl Fn(&Endpoint) -> bool) {
         for at in 0..self.next.endpoints.len() {
-            let endpoint = self.next.endpoints.get(at).filter(|endpoint| services.contains(&endpoint.service));
+            let endpoint = self.next.endpoints.get(at).filter(|endpoint| concerned(endpoint));
             if let Some(endpoint) = endpoint.cloned() {
                 let policy_epoch = self.next.history.policy_epoch();
                 self.next.policies[at].epoch = policy_epoch;

@@ -3,6 +3,7 @@
 //! Everything is an index into a vector of this snapshot. Indices of endpoints and targets stay the same from one
 //! snapshot to the next for as long as the object lives; flows store them with the object's incarnation.
 
+use std::collections::BTreeSet;
 use std::hash::Hash;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::ops::RangeInclusive;
@@ -103,6 +104,8 @@ pub struct Snapshot {
     pub registered: Sharded<(VpcIndex, Ipv4Addr, u16), u32>,
     /// The same of IPv6.
     pub registered6: Sharded<(VpcIndex, Ipv6Addr, u16), u32>,
+    /// Incarnations of targets that were taken out of their groups and whose flows end, at most [`Self::MOST_ENDED`].
+    pub ended: Arc<BTreeSet<u32>>,
     /// Keyed hash of the target choice; the same on every gateway.
     pub selection: SelectionHash,
     /// Attachments by port and VLAN, made of `attachments`; see [`Snapshot::index`].
@@ -426,6 +429,9 @@ impl SnatPool {
 const FEW_LISTENERS: usize = 8;
 
 impl Snapshot {
+    /// Most incarnations in [`Self::ended`]; of more the oldest are forgotten, whose flows have ended or been idle for long.
+    pub const MOST_ENDED: usize = 1 << 16;
+
     /// The attachment whose frames come in on `port` with VLAN identifier `vlan` (0: untagged).
     #[inline]
     #[must_use]

@@ -65,8 +65,7 @@ impl Tables {
 
     /// Changes what is declared and compiles it. The same tables come back where nothing changes.
     ///
-    /// New targets get flows at once; where they must pass a check first, [`Tables::set_health`] is called before the
-    /// snapshot is published.
+    /// New targets get flows at once, unless they are to pass a check first: [`Tables::await_first_pass`].
     ///
     /// # Errors
     /// Everything that is wrong with what would be declared then. Nothing is changed in that case.
@@ -98,11 +97,18 @@ impl Tables {
         self.snapshot.clone()
     }
 
+    /// From now on a new target of a group with a health check gets no new flows until [`Tables::set_health`] says that it
+    /// may, unless no target of its group may. For gateways that probe; targets that are there already stay as they are.
+    pub const fn await_first_pass(&mut self) {
+        self.health.first_pass = true;
+    }
+
     /// Notes which targets may have flows: group, address, port and what. Selection tables of these groups are made again,
-    /// and the flows of targets that are cut are judged again. Targets that are not declared are passed over. `None`: nothing
-    /// changed.
+    /// and the flows of targets that are cut are judged again. Of targets that are not declared only those are looked at that
+    /// were taken out of a group which ends their flows: cut, their flows end. `None`: nothing changed.
     pub fn set_health(&mut self, changes: &[(String, IpAddr, u16, Usable)]) -> Option<Arc<Snapshot>> {
         let mut touched = BTreeSet::new();
+        let mut ended = Vec::new();
         for (name, address, port, usable) in changes {
             let group = self.placed.group(name).map(|index| &self.snapshot.target_groups[index.at()]);
             let mut targets = group.iter().flat_map(|group| group.members.iter()).map(|at| self.snapshot.target(*at));
@@ -110,12 +116,15 @@ impl Tables {
             if declared && self.health.set(name, (*address, *port), *usable) {
                 touched.insert(name.as_str());
             }
+            if !declared && *usable == Usable::CutFlows {
+                ended.extend(self.health.left(name, (*address, *port)));
+            }
         }
-        if touched.is_empty() {
+        if touched.is_empty() && ended.is_empty() {
             return None;
         }
         let groups = touched.into_iter().map(|name| self.checked_group(name)).collect();
-        self.place(&Objects { groups, ..Objects::default() }, &Removed::default());
+        self.place(&Objects { groups, ..Objects::default() }, &Removed::default(), ended);
         Some(self.snapshot.clone())
     }
 
@@ -252,7 +261,7 @@ impl Tables {
         };
         removed.groups.iter().for_each(|group| self.health.forget(group));
         objects.groups.iter().for_each(|group| self.health.keep(&group.name, &group.targets));
-        self.place(&objects, &removed);
+        self.place(&objects, &removed, Vec::new());
         edits.into_iter().for_each(|(key, new)| self.declared.set(key, new));
         Ok(())
     }
@@ -348,12 +357,16 @@ impl Tables {
         Ok(objects)
     }
 
-    /// Makes the next snapshot.
-    fn place(&mut self, objects: &Objects, removed: &Removed) {
+    /// Makes the next snapshot; `ended` are incarnations of targets whose flows end.
+    fn place(&mut self, objects: &Objects, removed: &Removed, ended: Vec<u32>) {
         let mut next = Snapshot::clone(&self.snapshot);
         next.generation = Generation(self.snapshot.generation.0 + 1);
         let Self { base, placed, health, snapshot, .. } = self;
-        Placing { old: snapshot, next: &mut next, placed, base, health }.run(objects, removed);
+        let mut placing = Placing { old: snapshot, next: &mut next, placed, base, health };
+        placing.run(objects, removed);
+        if !ended.is_empty() {
+            placing.end_flows(ended);
+        }
         self.snapshot = Arc::new(next);
     }
 

@@ -15,10 +15,17 @@ pub enum Usable {
     CutFlows,
 }
 
+/// Earlier lives of one target whose flows may still end together; of more the oldest are forgotten.
+const LIVES: usize = 16;
+
 /// Targets that are not [`Usable::Usable`], by group, address and port.
 #[derive(Debug, Default)]
 pub(crate) struct Health {
     groups: HashMap<String, HashMap<(IpAddr, u16), Usable>>,
+    /// Incarnations of targets that were taken out of groups that will end their flows, the oldest first.
+    leaving: HashMap<String, HashMap<(IpAddr, u16), Vec<u32>>>,
+    /// Whether a new target of a group with a health check gets no flows before it has passed one.
+    pub(crate) first_pass: bool,
 }
 
 /// What health makes of a group, by target.
@@ -45,6 +52,36 @@ impl Health {
             }
         }
         before != usable
+    }
+
+    /// A target is new in a group with a health check.
+    pub(crate) fn begin(&mut self, group: &str, target: (IpAddr, u16)) {
+        if self.first_pass {
+            self.set(group, target, Usable::NoNewFlows);
+        }
+    }
+
+    /// A target was taken out of its group, which ends its flows later, or lets them go on.
+    pub(crate) fn leave(&mut self, group: &str, target: (IpAddr, u16), incarnation: u32, ends: bool) {
+        if ends {
+            let lives = self.leaving.entry(group.to_owned()).or_default().entry(target).or_default();
+            if lives.len() == LIVES {
+                lives.remove(0);
+            }
+            lives.push(incarnation);
+        } else {
+            self.left(group, target);
+        }
+    }
+
+    /// The incarnations of a target that was taken out and whose flows end now.
+    pub(crate) fn left(&mut self, group: &str, target: (IpAddr, u16)) -> Vec<u32> {
+        let Some(targets) = self.leaving.get_mut(group) else { return Vec::new() };
+        let lives = targets.remove(&target).unwrap_or_default();
+        if targets.is_empty() {
+            self.leaving.remove(group);
+        }
+        lives
     }
 
     /// Forgets the targets of a group that are not among `targets`.

@@ -122,3 +122,72 @@ fn a_group_without_a_usable_target_fails_open_and_cuts_nothing() {
     assert!(epochs(&snapshot).iter().all(|epoch| !before.contains(epoch)));
     assert_eq!(snapshot.endpoints.iter().flatten().map(|of| of.policy_epoch).collect::<Vec<_>>(), epochs(&snapshot));
 }
+
+/// The lab's file with a health check, and more, in its first group, whose targets are those of `text` that are not `without`.
+fn checked_lab(more: &str, without: &str) -> Declaration {
+    let text = LAB.replacen("snat_pool = \"pool\"", &format!("snat_pool = \"pool\"\n{more}"), 1);
+    let mut declaration = Declaration::from_toml(&text, "lab.toml").unwrap();
+    declaration.target_groups[0].targets.retain(|target| target.address != without);
+    declaration
+}
+
+const CHECK: &str = "health_check = { protocol = \"tcp\" }";
+
+#[test]
+fn a_new_target_of_a_checked_group_gets_no_flows_before_it_has_passed_unless_no_other_may() {
+    for (probes, check, new) in [(true, CHECK, false), (false, CHECK, true), (true, "", true)] {
+        let mut tables = Tables::new(&checked_lab(check, "172.16.0.13").check().unwrap());
+        if probes {
+            tables.await_first_pass();
+        }
+        let before = chosen(tables.snapshot());
+        assert_eq!(before.len(), 2, "targets that were there stay");
+        let snapshot = tables.update(Change::full(&checked_lab(check, ""))).unwrap();
+        assert_eq!(chosen(&snapshot).contains("172.16.0.13"), new, "{probes} {check}");
+        // Whatever else changes, it has to pass first.
+        let snapshot =
+            tables.update(Change { changed: vec![endpoint("vpce-new", "10.0.0.77")], ..Change::default() }).unwrap();
+        assert_eq!(chosen(&snapshot).contains("172.16.0.13"), new);
+        let others = ["192.168.0.11", "192.168.0.12"].map(|address| usable("web", address, Usable::NoNewFlows));
+        assert_eq!(chosen(&tables.set_health(&others).unwrap()).len(), if new { 1 } else { 3 }, "fail open");
+        tables.set_health(&[usable("web", "172.16.0.13", Usable::Usable)]);
+        assert_eq!(chosen(tables.snapshot()), BTreeSet::from(["172.16.0.13".to_owned()]));
+        // Taken out and put in again, it is new.
+        tables.set_health(&[usable("web", "192.168.0.11", Usable::Usable)]);
+        tables.update(Change::full(&checked_lab(check, "172.16.0.13"))).unwrap();
+        let snapshot = tables.update(Change::full(&checked_lab(check, ""))).unwrap();
+        assert_eq!(chosen(&snapshot).contains("172.16.0.13"), new);
+    }
+}
+
+#[test]
+fn flows_of_a_target_that_left_end_when_health_says_so_and_the_group_did() {
+    for (ends, more) in [(true, "deregistration_ends_flows = true"), (false, "")] {
+        let mut tables = Tables::new(&checked_lab(more, "").check().unwrap());
+        let there = |snapshot: &Snapshot| {
+            let target =
+                snapshot.targets.iter().flatten().find(|target| target.address.to_string().starts_with("172."));
+            target.map(|target| target.incarnation)
+        };
+        let incarnation = there(tables.snapshot()).unwrap();
+        let snapshot = tables.update(Change::full(&checked_lab(more, "172.16.0.13"))).unwrap();
+        assert!(snapshot.ended.is_empty() && there(&snapshot).is_none(), "the delay is not over");
+        let epochs = |snapshot: &Snapshot| snapshot.policies.iter().map(|policy| policy.epoch).collect::<Vec<_>>();
+        let before = epochs(&snapshot);
+        let over = [usable("web", "172.16.0.13", Usable::CutFlows)];
+        let snapshot = tables.set_health(&over);
+        assert_eq!(snapshot.is_some(), ends);
+        if let Some(snapshot) = snapshot {
+            assert_eq!(*snapshot.ended, BTreeSet::from([incarnation]));
+            assert!(epochs(&snapshot).iter().zip(before).all(|(now, before)| *now > before), "flows are judged again");
+        }
+        assert!(tables.set_health(&over).is_none(), "once");
+        // The same address again is another target, and its flows go on.
+        let snapshot = tables.update(Change::full(&checked_lab(more, ""))).unwrap();
+        assert!(there(&snapshot).is_some_and(|again| again > incarnation && !snapshot.ended.contains(&again)));
+        // Also where the whole group goes.
+        let again = there(&snapshot).unwrap();
+        tables.update(Change { full: true, ..Change::default() }).unwrap();
+        assert_eq!(tables.set_health(&over).is_some_and(|snapshot| snapshot.ended.contains(&again)), ends);
+    }
+}

@@ -5,7 +5,9 @@ mod answer;
 mod translate;
 
 pub(crate) use answer::write_reset;
-pub use answer::{LONGEST_ERROR, RESET_LENGTH, echo_reply, icmp_error, may_answer, return_to_source, tcp_reset};
+pub use answer::{
+    LONGEST_ERROR, RESET_LENGTH, echo_reply, icmp_error, may_answer, return_to_source, tcp_reset, tcp_reset_onward,
+};
 pub use translate::{Quote, QuoteError, quote, translate_error};
 
 #[cfg(test)]

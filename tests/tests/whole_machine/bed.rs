@@ -42,12 +42,12 @@ impl Drop for Place {
 }
 
 /// Ends the whole run if a test is stuck: the kernel then ends the gateways, and the namespaces go with them.
-struct Watchdog {
+pub(crate) struct Watchdog {
     _alive: Sender<()>,
 }
 
 impl Watchdog {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let (alive, watch) = channel::<()>();
         let name = thread::current().name().unwrap_or("a test").to_owned();
         thread::spawn(move || {

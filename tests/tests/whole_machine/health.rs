@@ -1,6 +1,7 @@
 //! Health checks by the gateway itself: targets that die, come back, and die all.
 
-use std::time::Duration;
+use std::io::{Read, Write};
+use std::time::{Duration, Instant};
 
 use postern_lab::{Client, Topology, network};
 use postern_tables::declaration::{Declaration, HealthCheck, HealthCheckProtocol};
@@ -111,4 +112,57 @@ fn when_all_targets_fail_their_checks_all_are_used_and_the_flows_are_counted() {
     assert_eq!(bed.all_answer(24).len() as u64, targets);
     let routed = || bed.counters().target_groups.iter().map(|group| group.health.unhealthy_routing_flows).sum::<u64>();
     eventually("the flows are counted", Duration::from_secs(10), || routed() == 24);
+}
+
+#[test]
+fn flows_of_a_target_that_was_taken_out_end_after_the_delay_and_not_before_and_others_go_on() {
+    const DELAY: Duration = Duration::from_secs(2);
+    let edit = |declaration: &mut Declaration| {
+        for group in &mut declaration.target_groups {
+            group.deregistration_delay_seconds = Some(DELAY.as_secs() as i64);
+            group.deregistration_ends_flows = Some(true);
+        }
+    };
+    let Some(mut bed) = Bed::start_with(Topology::builder(), edit) else { return };
+    let mut connections =
+        bed.ask(0, |client| (0..24).map(|_| client.connect(network::page(), 0).unwrap()).collect::<Vec<_>>());
+    let flows = bed.gateway().flows().unwrap();
+    let left = network::TARGETS[0].to_string();
+    let of_it: Vec<bool> = connections
+        .iter()
+        .map(|connection| {
+            let own = connection.local_addr().unwrap().to_string();
+            let flow = flows.as_array().unwrap().iter().find(|flow| flow["client"] == own.as_str());
+            flow.expect("every connection is a flow")["target"].as_str().unwrap().starts_with(&left)
+        })
+        .collect();
+    assert!(of_it.contains(&true) && of_it.contains(&false), "one target got all connections: {flows}");
+
+    let taken_out = bed.configuration(|declaration| {
+        declaration.target_groups.iter_mut().for_each(|group| group.targets.retain(|target| target.address != left));
+    });
+    let since = Instant::now();
+    bed.gateway_mut().reload(&taken_out).unwrap();
+    let mut ended = vec![false; connections.len()];
+    eventually("the flows of the target end", LEAVES, || {
+        for (connection, ended) in connections.iter_mut().zip(&mut ended).filter(|(_, ended)| !**ended) {
+            // One more line of a request that does not end.
+            if connection.write_all(b"still: here\r\n").is_err() {
+                *ended = true;
+                assert!(since.elapsed() >= DELAY, "a flow ended before the delay was over");
+            }
+        }
+        std::thread::sleep(Duration::from_millis(50));
+        ended == of_it
+    });
+    for (connection, _) in connections.iter_mut().zip(&of_it).filter(|(_, of_it)| !**of_it) {
+        connection.write_all(b"\r\n").unwrap();
+        let mut answer = String::new();
+        connection.read_to_string(&mut answer).unwrap();
+        assert!(answer.contains("target-") && !answer.contains("target-1"), "{answer}");
+    }
+    let counters = bed.gateway().counters().unwrap();
+    let drops = counters["drops"]["target_deregistered"].as_u64();
+    assert_eq!(drops, Some(of_it.iter().filter(|of_it| **of_it).count() as u64), "each was told once: {counters}");
+    assert!(bed.all_answer(24).iter().all(|name| name != "target-1"));
 }

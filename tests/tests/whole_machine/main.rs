@@ -7,6 +7,7 @@ mod bed;
 mod binary;
 mod control;
 mod counters;
+mod drain;
 mod edges;
 mod failures;
 mod fragments;

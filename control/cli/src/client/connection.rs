@@ -1,6 +1,7 @@
 //! How a request reaches an API and its answer comes back.
 
-use std::fmt::Display;
+use std::error::Error;
+use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,8 +13,8 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpStream, UnixStream};
 use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
-use tokio_rustls::rustls::ClientConfig;
 use tokio_rustls::rustls::pki_types::ServerName;
+use tokio_rustls::rustls::{self, ClientConfig};
 
 use super::{Address, Request};
 
@@ -109,21 +110,34 @@ impl Connector {
     }
 }
 
-/// An error with what caused it.
-fn reason(error: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> String {
+/// An error with what caused it, and what to look at where TLS is the reason.
+fn reason(error: impl Into<Box<dyn Error + Send + Sync>>) -> String {
     let error = error.into();
     let mut text = error.to_string();
+    let mut hint = tls_hint(&*error);
     let mut cause = error.source();
     while let Some(error) = cause {
         let more = error.to_string();
         if !text.contains(&more) {
-            text = join(&text, &more);
+            text = format!("{text}: {more}");
         }
+        hint = hint.or_else(|| tls_hint(error));
         cause = error.source();
     }
-    text
+    match hint {
+        Some(hint) => format!("{hint} ({text})"),
+        None => text,
+    }
 }
 
-fn join(text: &impl Display, more: &impl Display) -> String {
-    format!("{text}: {more}")
+/// What an error of TLS means to who typed the command.
+fn tls_hint(error: &(dyn Error + 'static)) -> Option<&'static str> {
+    match error.downcast_ref::<io::Error>()?.get_ref()?.downcast_ref::<rustls::Error>()? {
+        rustls::Error::InvalidCertificate(rustls::CertificateError::UnknownIssuer) => {
+            Some("no authority in --ca has signed control's certificate")
+        }
+        rustls::Error::InvalidMessage(_) => Some("what listens there speaks no TLS"),
+        rustls::Error::AlertReceived(_) => Some("control does not believe the certificate of --certificate"),
+        _ => None,
+    }
 }

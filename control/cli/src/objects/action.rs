@@ -70,6 +70,14 @@ pub(super) enum Action {
     Token {
         principal: String,
     },
+    Tokens {
+        principal: String,
+    },
+    Revoke {
+        principal: String,
+        /// Ids of its tokens.
+        tokens: Vec<String>,
+    },
 }
 
 /// What a command prints.
@@ -85,6 +93,8 @@ pub(super) enum Output {
     /// Targets as a group's status has them.
     Targets(Vec<Value>),
     Token(Value),
+    /// What is known of the tokens of a principal.
+    Tokens(Vec<Value>),
 }
 
 impl Output {
@@ -92,7 +102,7 @@ impl Output {
     pub(super) fn json(&self) -> Value {
         match self {
             Self::Changed(_, _, object) | Self::One(object) | Self::Token(object) => object.clone(),
-            Self::Many(_, objects) | Self::Connections(objects) | Self::Targets(objects) => {
+            Self::Many(_, objects) | Self::Connections(objects) | Self::Targets(objects) | Self::Tokens(objects) => {
                 Value::Array(objects.clone())
             }
         }
@@ -107,6 +117,7 @@ impl Output {
             Self::Connections(connections) => show::connections(connections),
             Self::Targets(targets) => show::targets(targets),
             Self::Token(answer) => answer["token"].as_str().unwrap_or_default().to_owned(),
+            Self::Tokens(tokens) => show::tokens(tokens),
         }
     }
 }
@@ -212,7 +223,20 @@ pub(super) fn run(api: &Api, kind: Kind, action: &Action, wait: Option<Duration>
             let request = Request::post(format!("{}/tokens", path(Kind::Principal, principal)), json!({}));
             Ok(Output::Token(api.send(&request)?))
         }
+        Action::Tokens { principal } => tokens(api, principal),
+        Action::Revoke { principal, tokens: ids } => {
+            for token in ids {
+                api.send(&Request::delete(format!("{}/tokens/{}", path(Kind::Principal, principal), escape(token))))?;
+            }
+            // What is left.
+            tokens(api, principal)
+        }
     }
+}
+
+fn tokens(api: &Api, principal: &str) -> Result<Output, ClientError> {
+    let answer = api.send(&Request::get(format!("{}/tokens", path(Kind::Principal, principal))))?;
+    Ok(Output::Tokens(items(answer)))
 }
 
 /// Where all objects of a kind are.
@@ -238,7 +262,7 @@ pub(super) fn items(answer: Value) -> Vec<Value> {
     match answer {
         Value::Array(items) => items,
         Value::Object(mut object) => {
-            let key = ["objects", "items", "connections"].into_iter().find(|key| object.contains_key(*key));
+            let key = ["objects", "items", "connections", "tokens"].into_iter().find(|key| object.contains_key(*key));
             key.and_then(|key| object.remove(key)).map(items).unwrap_or_default()
         }
         _ => Vec::new(),

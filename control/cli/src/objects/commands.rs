@@ -76,11 +76,29 @@ fn of_kind(kind: Kind) -> Command {
             .subcommand(
                 Command::new("undrain").about("Let a gateway hold addresses again").arg(reference(Kind::Gateway)),
             ),
-        Kind::Principal => command.subcommand(
-            Command::new("token")
-                .about("Make a token for a principal, and print it: it is shown this once")
-                .arg(reference(Kind::Principal)),
-        ),
+        Kind::Principal => command
+            .subcommand(
+                Command::new("token")
+                    .about("Make a token for a principal, and print it: it is shown this once")
+                    .arg(reference(Kind::Principal)),
+            )
+            .subcommand(
+                Command::new("tokens")
+                    .about("List the tokens of a principal: their ids and age, not the tokens themselves")
+                    .arg(reference(Kind::Principal)),
+            )
+            .subcommand(
+                Command::new("revoke")
+                    .about("Revoke tokens of a principal: who has one is nobody from now on; lists what is left")
+                    .arg(reference(Kind::Principal))
+                    .arg(
+                        Arg::new("tokens")
+                            .value_name("TOKEN-ID")
+                            .help("As `principal tokens` lists them")
+                            .required(true)
+                            .num_args(1..),
+                    ),
+            ),
         _ => command,
     }
 }
@@ -290,6 +308,8 @@ pub(super) fn action(subject: &str, kind: Kind, verb: &str, matches: &ArgMatches
         (_, "reject") => Action::Reject { service: this(), endpoint: one("endpoint"), reason: maybe("reason") },
         (_, "drain" | "undrain") => Action::Drain { gateway: this(), drained: verb == "drain" },
         (_, "token") => Action::Token { principal: this() },
+        (_, "tokens") => Action::Tokens { principal: this() },
+        (_, "revoke") => Action::Revoke { principal: this(), tokens: many("tokens") },
         _ => return Err(clap::Error::new(ErrorKind::InvalidSubcommand)),
     })
 }
@@ -350,6 +370,8 @@ mod tests {
             ("gateway", "drain"),
             ("gateway", "undrain"),
             ("principal", "token"),
+            ("principal", "tokens"),
+            ("principal", "revoke"),
         ] {
             assert!(postern.find_subcommand(kind).unwrap().find_subcommand(verb).is_some(), "{kind} {verb}");
         }

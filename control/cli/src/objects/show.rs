@@ -73,6 +73,15 @@ pub(super) fn connections(connections: &[Value]) -> String {
     table(&["endpoint", "consumer", "state", "created"], rows)
 }
 
+/// The tokens of a principal, as far as anything is known of them.
+pub(super) fn tokens(tokens: &[Value]) -> String {
+    let rows = tokens.iter().map(|token| {
+        let created = token["created"].as_u64().map(time).unwrap_or_default();
+        vec![cell(&token["id"]), created]
+    });
+    table(&["token", "created"], rows)
+}
+
 /// The targets of a group, with their health as far as it is known.
 pub(super) fn targets_of(group: &Value) -> Vec<Value> {
     let list = |value: &Value| value.as_array().cloned().unwrap_or_default();

@@ -4,12 +4,15 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use postern_push::proto::push_client::PushClient;
-use postern_push::proto::{Applied, FromGateway, Hello, Key, Refused, ToGateway, from_gateway, to_gateway};
+use postern_push::proto::{
+    Applied, EndpointUsage, FromGateway, Health, Hello, Key, Refused, Status, TargetView, ToGateway, from_gateway,
+    to_gateway,
+};
 use postern_push::{Assembled, Assembler, VERSION};
 use postern_tables::{Resource, ResourceKey, ResourceKind};
 use tokio::sync::mpsc;
 use tonic::transport::Channel;
-use tonic::{Request, Status, Streaming};
+use tonic::{Request, Streaming};
 
 use super::world::World;
 
@@ -34,7 +37,7 @@ impl Fake {
         name: &str,
         token: Option<&str>,
         change: impl FnOnce(&mut Hello),
-    ) -> Result<Self, Status> {
+    ) -> Result<Self, tonic::Status> {
         Self::over(world.channel(), name, token, change).await
     }
 
@@ -43,7 +46,7 @@ impl Fake {
         name: &str,
         token: Option<&str>,
         change: impl FnOnce(&mut Hello),
-    ) -> Result<Self, Status> {
+    ) -> Result<Self, tonic::Status> {
         let (outgoing, receiver) = mpsc::channel::<FromGateway>(4);
         let stream = futures_util::stream::unfold(receiver, |mut receiver| async move {
             receiver.recv().await.map(|message| (message, receiver))
@@ -113,11 +116,11 @@ impl Fake {
     }
 
     /// How the stream ends.
-    pub(super) async fn end(&mut self) -> Status {
+    pub(super) async fn end(&mut self) -> tonic::Status {
         loop {
             match tokio::time::timeout(LONG, self.incoming.message()).await.expect("the stream ends") {
                 Ok(Some(_)) => {}
-                Ok(None) => return Status::ok("ended"),
+                Ok(None) => return tonic::Status::ok("ended"),
                 Err(status) => return status,
             }
         }
@@ -151,6 +154,26 @@ impl Fake {
         let resources = Vec::<Key>::new();
         let refused = Refused { generation: update.generation, reasons: vec![reason.to_owned()], resources };
         self.say(FromGateway { message: Some(from_gateway::Message::Refused(refused)) }).await;
+    }
+
+    /// Tells what it sees of a target of the group "shop/api".
+    pub(super) async fn sees(&mut self, address: &str, health: Health) {
+        let view = TargetView {
+            target_group: "shop/api".to_owned(),
+            address: address.to_owned(),
+            port: 8443,
+            health: health.into(),
+            ..TargetView::default()
+        };
+        let status = Status { targets: vec![view], ..Status::default() };
+        self.say(FromGateway { message: Some(from_gateway::Message::Status(status)) }).await;
+    }
+
+    /// Tells how many bytes an endpoint has had in this life of the gateway.
+    pub(super) async fn used(&mut self, endpoint: &str, bytes: u64) {
+        let usage = EndpointUsage { endpoint: endpoint.to_owned(), bytes, ..EndpointUsage::default() };
+        let status = Status { endpoints: vec![usage], ..Status::default() };
+        self.say(FromGateway { message: Some(from_gateway::Message::Status(status)) }).await;
     }
 
     pub(super) async fn say(&mut self, message: FromGateway) {

@@ -14,8 +14,9 @@ use tonic::Status;
 use tonic::transport::{Channel, Endpoint};
 
 use super::fake::Fake;
-use crate::catalog::model::{EndpointState, GatewayStatus, Kind, Role};
+use crate::catalog::model::{EndpointState, GatewayStatus, Kind, Role, TargetHealth};
 use crate::catalog::{self, AnyObject, Caller, Catalog, New, Spec};
+use crate::metering::{By, EndpointUsage, Ledger, Metering};
 use crate::push::{PushError, Settings, serve};
 use crate::store::{MemoryStore, Store};
 
@@ -30,6 +31,7 @@ pub(super) struct World {
     pub(super) operator: Caller,
     pub(super) provider: Caller,
     pub(super) consumer: Caller,
+    metering: Option<Arc<Metering>>,
     server: Option<Serving>,
 }
 
@@ -53,6 +55,7 @@ impl World {
             operator,
             provider: tenant("shop"),
             consumer: tenant("bank"),
+            metering: None,
             server: None,
         };
         for name in ["shop", "bank", "gw1"] {
@@ -73,9 +76,25 @@ impl World {
     async fn start(&mut self) {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         self.address = listener.local_addr().unwrap();
-        let settings = Settings { answer_within: Duration::from_secs(1), ..Settings::default() };
+        let settings = Settings {
+            answer_within: Duration::from_secs(1),
+            retry_within: (Duration::from_secs(2), Duration::from_secs(4)),
+            ..Settings::default()
+        };
         let (stop, stopped) = oneshot::channel::<()>();
-        let usage = Arc::new(|_: &str, _: &str, _: &[postern_push::proto::EndpointUsage]| {});
+        let ledger = Ledger::open(self.store.clone()).unwrap();
+        let clock = catalog::Settings::default().clock;
+        let metering = Arc::new(Metering::new(self.catalog.clone(), ledger, clock));
+        self.metering = Some(metering.clone());
+        let usage = Arc::new(move |gateway: &str, boot: &str, endpoints: &[postern_push::proto::EndpointUsage]| {
+            let told = endpoints.iter().map(|told| EndpointUsage {
+                endpoint: told.endpoint.clone(),
+                connections: told.new_connections,
+                packets: told.packets,
+                bytes: told.bytes,
+            });
+            metering.record(gateway, boot, &told.collect::<Vec<_>>()).unwrap();
+        });
         let stopped = async move {
             let _ = stopped.await;
         };
@@ -197,6 +216,44 @@ impl World {
 
     pub(super) fn channel(&self) -> Channel {
         Endpoint::from_shared(format!("http://{}", self.address)).unwrap().connect_lazy()
+    }
+
+    /// One that takes only so many bytes before somebody reads.
+    pub(super) fn narrow_channel(&self, bytes: u32) -> Channel {
+        let endpoint = Endpoint::from_shared(format!("http://{}", self.address)).unwrap();
+        endpoint.initial_stream_window_size(bytes).initial_connection_window_size(bytes).connect_lazy()
+    }
+
+    /// Has the service's targets checked by gateways that can.
+    pub(super) fn check_targets(&self) {
+        let targets = json!([{ "address": "10.1.0.10", "port": 8443 }]);
+        let group = json!({ "vpc": "shop-net", "snat_pool": "pool", "targets": targets, "health_check": {} });
+        let spec = Spec::from_value(Kind::TargetGroup, group).unwrap();
+        self.catalog.replace(&self.provider, Kind::TargetGroup, "api", spec, None, None, None).unwrap();
+    }
+
+    /// Targets of the service as its provider sees them: address, health, and how many gateways see them.
+    pub(super) fn targets(&self) -> Vec<(String, TargetHealth, usize)> {
+        let AnyObject::TargetGroup(group) = self.catalog.one(&self.provider, Kind::TargetGroup, "api").unwrap() else {
+            unreachable!("a target group was asked for");
+        };
+        let targets = group.status.targets.iter();
+        targets.map(|seen| (seen.address.to_string(), seen.health, seen.by_gateway.len())).collect()
+    }
+
+    /// All bytes of this month.
+    pub(super) fn bytes(&self) -> u64 {
+        let metering = self.metering.as_ref().unwrap();
+        let rows = metering.usage(&self.operator, metering.this_month(), By::Endpoint).unwrap();
+        rows.iter().map(|row| row.bytes).sum()
+    }
+
+    /// Gives the service's target another weight.
+    pub(super) fn weigh_target(&self, weight: u16) {
+        let targets = json!([{ "address": "10.1.0.10", "port": 8443, "weight": weight }]);
+        let group = json!({ "vpc": "shop-net", "snat_pool": "pool", "targets": targets });
+        let spec = Spec::from_value(Kind::TargetGroup, group).unwrap();
+        self.catalog.replace(&self.provider, Kind::TargetGroup, "api", spec, None, None, None).unwrap();
     }
 
     pub(super) async fn gateway(&self, name: &str) -> Fake {

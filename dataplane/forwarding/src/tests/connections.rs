@@ -371,8 +371,9 @@ fn flows_of_an_unhealthy_target_end_with_a_rst_and_those_of_others_and_of_target
         if *target.ip() == unhealthy {
             let sent = bed.receive(CONSUMER_A, &data);
             assert_eq!(bed.verdict, Verdict::Drop(DropReason::TargetUnhealthy));
-            let [reset] = &sent[..] else { panic!("{sent:?}") };
+            let [reset, onward] = &sent[..] else { panic!("{sent:?}") };
             assert_eq!((reset.source(), reset.destination(), reset.tcp().rst), (WEB, client, true));
+            assert_eq!((onward.source(), onward.destination(), onward.tcp().rst), (snat, target, true));
             let answer = tcp(PROVIDER, target, snat, Flags::SYN_ACK, 5001, 1001, b"x");
             bed.none(PROVIDER, &answer, DropReason::Unsolicited);
         } else {
@@ -388,6 +389,55 @@ fn flows_of_an_unhealthy_target_end_with_a_rst_and_those_of_others_and_of_target
     }
     for at in 0..20 {
         assert_eq!(bed.connect(CONSUMER_A, socket(CLIENT, 3000 + at)).1.ip().octets()[3], 13);
+    }
+}
+
+#[test]
+fn flows_of_a_target_that_was_taken_out_go_on_for_the_delay_and_then_end_for_both_sides_if_the_group_says_so() {
+    for ends in [true, false] {
+        let target = |last: u8| format!("[[target_group.target]]\naddress = \"10.9.0.{last}\"\nport = 8080\n");
+        let with = |lasts: &[u8]| {
+            let targets: String = lasts.iter().map(|last| target(*last)).collect();
+            let text = CONFIGURATION.replace("{pool}", POOL).replace("{targets}", &targets);
+            let mut declaration = Declaration::from_toml(&text, "test.toml").unwrap();
+            declaration.target_groups.iter_mut().for_each(|group| group.deregistration_ends_flows = Some(ends));
+            declaration
+        };
+        let mut tables = Tables::new(&with(&[11]).check().unwrap());
+        let mut bed = Bed::new();
+        bed.apply(tables.snapshot().clone());
+        let flows = [1, 2].map(|port| (socket(CLIENT, port), bed.connect(CONSUMER_A, socket(CLIENT, port))));
+        bed.apply(tables.update(Change::full(&with(&[12]))).unwrap());
+        let data = |client| tcp(CONSUMER_A, client, WEB, Flags::ACK, 1001, 5001, b"x");
+        let answer = |target, snat| tcp(PROVIDER, target, snat, Flags::ACK, 5001, 1002, b"y");
+        for (client, (_, target)) in flows {
+            assert_eq!(bed.one(CONSUMER_A, &data(client)).destination(), target, "the delay is not over");
+        }
+        let left = Ipv4Addr::new(10, 9, 0, 11);
+        if let Some(snapshot) = tables.set_health(&[("web".to_owned(), left.into(), 8080, Usable::CutFlows)]) {
+            bed.apply(snapshot);
+        }
+        let [(client, (snat, target)), (other_client, (other_snat, other_target))] = flows;
+        if !ends {
+            assert_eq!(bed.one(CONSUMER_A, &data(client)).destination(), target);
+            assert_eq!(bed.one(PROVIDER, &answer(other_target, other_snat)).destination(), other_client);
+            continue;
+        }
+        // Whoever sends first: both are told, with numbers that they accept.
+        let sent = bed.receive(CONSUMER_A, &data(client));
+        assert_eq!(bed.verdict, Verdict::Drop(DropReason::TargetDeregistered));
+        let told: Vec<_> = sent.iter().map(|sent| (sent.source(), sent.destination())).collect();
+        assert_eq!(told, [(WEB, client), (snat, target)]);
+        let numbers: Vec<_> = sent.iter().map(|sent| (sent.tcp().rst, sent.tcp().sequence_number)).collect();
+        assert_eq!(numbers, [(true, 5001), (true, 1001)]);
+        let sent = bed.receive(PROVIDER, &answer(other_target, other_snat));
+        assert_eq!(bed.verdict, Verdict::Drop(DropReason::TargetDeregistered));
+        let told: Vec<_> = sent.iter().map(|sent| (sent.source(), sent.destination())).collect();
+        assert_eq!(told, [(other_snat, other_target), (WEB, other_client)]);
+        let numbers: Vec<_> = sent.iter().map(|sent| (sent.tcp().rst, sent.tcp().sequence_number)).collect();
+        assert_eq!(numbers, [(true, 1002), (true, 5001)]);
+        assert_eq!(bed.workers[0].counters().flows.get(), 0);
+        assert_eq!(bed.connect(CONSUMER_A, client).1.ip().octets()[3], 12);
     }
 }
 

@@ -4,7 +4,7 @@ use std::net::Ipv4Addr;
 
 use postern_wire::checksum::{Delta, checksum, pseudo_header};
 use postern_wire::parse::{PROTOCOL_ICMP, PROTOCOL_TCP};
-use postern_wire::{Frame, PacketKind, Parsed, icmp, ipv4, tcp};
+use postern_wire::{FlowKey, Frame, PacketKind, Parsed, icmp, ipv4, tcp};
 
 /// Longest ICMP error, IPv4 header included, in bytes (RFC 1812 §4.3.2.3).
 pub const LONGEST_ERROR: usize = 576;
@@ -114,6 +114,30 @@ pub(crate) fn write_reset(reset: &mut [u8; tcp::HEADER], parsed: &Parsed, segmen
     reset[tcp::DATA_OFFSET] = (tcp::HEADER as u8 / 4) << 4;
     reset[tcp::FLAGS] = flags;
     Some(())
+}
+
+/// Writes the reset that goes on in the place of a TCP segment, as an IPv4 packet of [`RESET_LENGTH`] bytes with the source,
+/// destination and ports of `translated`: at the segment's own sequence number, which its receiver waits for (RFC 5961
+/// section 3.2).
+///
+/// `None`, with nothing written, in the place of a reset, where the packet on its way is not IPv4, or if `out` is too short.
+pub fn tcp_reset_onward(out: &mut [u8], parsed: &Parsed, translated: FlowKey, bytes: &[u8]) -> Option<usize> {
+    if parsed.kind != PacketKind::Tcp || parsed.tcp_flags & tcp::RST != 0 || translated.is_wide() {
+        return None;
+    }
+    let header = bytes.get(usize::from(parsed.l4)..parsed.end as usize)?.first_chunk::<{ tcp::HEADER }>()?;
+    let (ip, reset) = out.get_mut(..RESET_LENGTH)?.split_first_chunk_mut::<{ ipv4::HEADER }>()?;
+    ipv4::write_header(ip, translated.source(), translated.destination(), PROTOCOL_TCP, RESET_LENGTH as u16, TTL);
+    reset.fill(0);
+    reset[..4].copy_from_slice(&translated.ports().to_le_bytes());
+    let acknowledges = parsed.tcp_flags & tcp::ACK;
+    let numbers = if acknowledges == 0 { 4 } else { 8 };
+    reset[tcp::SEQUENCE..tcp::SEQUENCE + numbers].copy_from_slice(&header[tcp::SEQUENCE..tcp::SEQUENCE + numbers]);
+    reset[tcp::DATA_OFFSET] = (tcp::HEADER as u8 / 4) << 4;
+    reset[tcp::FLAGS] = tcp::RST | acknowledges;
+    let sum = checksum(reset, pseudo_header(translated.addresses, PROTOCOL_TCP, tcp::HEADER as u16));
+    reset[tcp::CHECKSUM..tcp::CHECKSUM + 2].copy_from_slice(&sum.to_le_bytes());
+    Some(RESET_LENGTH)
 }
 
 /// Turns an echo request into its reply, in place: addresses exchanged, type 0, time to live 64. The Ethernet header is left

@@ -1,5 +1,7 @@
 //! The commands against a real `postern control` on a Unix socket. No gateway, no privileges.
 
+mod tls;
+
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
@@ -211,6 +213,89 @@ fn exit_codes_say_what_went_wrong() {
     control.process = serve(&control.directory);
     control.wait();
     assert!(control.text("alice", "whoami").contains("alice"));
+}
+
+#[test]
+fn tokens_are_listed_without_the_tokens_and_a_revoked_one_is_nobodys() {
+    let control = Control::start();
+    control.admit("alice");
+    let second = control.text("operator", "principal token alice");
+    let listed = control.json("alice", "principal tokens alice");
+    let ids: Vec<_> = listed.as_array().unwrap().iter().map(|token| token["id"].as_str().unwrap()).collect();
+    assert_eq!(ids.len(), 2);
+    assert!(!listed.to_string().contains(second.trim()), "a token is shown");
+    assert!(control.text("alice", "principal tokens alice").contains(ids[0]));
+    // The first one is the one that she uses.
+    let left = control.json("operator", &format!("principal revoke alice {}", ids[0]));
+    assert_eq!(left.as_array().unwrap().len(), 1);
+    let (code, words) = control.refused("alice", "whoami");
+    assert_eq!((code, words.contains("token")), (1, true), "{words}");
+    fs::write(control.token("alice"), second).unwrap();
+    control.text("alice", "whoami");
+    let (code, words) = control.refused("alice", "principal revoke alice nothing");
+    assert_eq!(code, 1);
+    assert!(words.contains("no token of that id"), "{words}");
+}
+
+/// Bounds the size of files that a process may write, as a full disk would; `None`: no bound.
+fn bound_files(process: &Child, bytes: Option<u64>) -> bool {
+    let size = bytes.map_or_else(|| "unlimited:unlimited".to_owned(), |bytes| format!("{bytes}:unlimited"));
+    let line = ["--pid".to_owned(), process.id().to_string(), format!("--fsize={size}")];
+    Command::new("prlimit").args(line).status().is_ok_and(|status| status.success())
+}
+
+#[test]
+fn a_full_disk_refuses_changes_whole_and_when_there_is_room_again_they_are_taken_without_a_restart() {
+    let mut control = Control::start();
+    control.admit("alice");
+    control.process.kill().unwrap();
+    control.process.wait().unwrap();
+    drop(fs::remove_file(control.directory.join("api.sock")));
+    // A write beyond the bound is to fail, not to end the process.
+    let mut command = Command::new("sh");
+    command.args(["-c", "trap '' XFSZ; exec \"$0\" control --config \"$1\"", env!("CARGO_BIN_EXE_postern")]);
+    command.arg(control.directory.join("control.toml"));
+    control.process = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    control.wait();
+    let size = fs::metadata(control.directory.join("data/control.redb")).unwrap().len();
+    if !bound_files(&control.process, Some(size)) {
+        println!("skipped: this needs prlimit (util-linux)");
+        return;
+    }
+    let tags: String = (0..50).map(|at| format!(" --tag k{at}={}", "x".repeat(200))).collect();
+    let mut made = Vec::new();
+    let words = loop {
+        let name = format!("n{}", made.len());
+        let output = control.postern("alice", &format!("vpc create {name}{tags}"));
+        if !output.status.success() {
+            break String::from_utf8(output.stderr).unwrap();
+        }
+        made.push(name);
+        assert!(made.len() < 2000, "the disk does not get full");
+    };
+    assert!(words.contains("the change was not stored"), "{words}");
+    // Reading goes on, and nothing of what was refused is there; the next change is refused as well.
+    let names = |control: &Control| {
+        let listed = control.json("alice", "vpc list");
+        let mut names: Vec<_> =
+            listed.as_array().unwrap().iter().map(|vpc| vpc["name"].as_str().unwrap().to_owned()).collect();
+        names.sort();
+        names
+    };
+    made.sort();
+    assert_eq!(names(&control), made);
+    assert_eq!(control.refused("alice", &format!("vpc create more{tags}")).0, 1);
+    assert!(bound_files(&control.process, None));
+    control.json("alice", &format!("vpc create more{tags}"));
+    made.push("more".to_owned());
+    made.sort();
+    assert_eq!(names(&control), made);
+    control.process.kill().unwrap();
+    control.process.wait().unwrap();
+    drop(fs::remove_file(control.directory.join("api.sock")));
+    control.process = serve(&control.directory);
+    control.wait();
+    assert_eq!(names(&control), made, "what was answered is there");
 }
 
 #[test]
