@@ -82,6 +82,7 @@ fn measure(size: Size) -> Vec<Figure> {
         worker: WorkerIndex(0),
         workers: 1,
         flows: FLOWS,
+        ipv6_flows: 0,
         secret: [1, 2, 3, 4],
         ports: vec![PortInfo { mac: MacAddress([2, 0, 0, 0, 0, 1]), mtu: 1500, up: true }],
     };
@@ -164,7 +165,8 @@ fn everything(size: Size) -> Vec<Resource> {
             target_groups: vec![WeightedGroup { name: group.name.clone(), weight: None }],
             ..Listener::default()
         };
-        let balancer = LoadBalancer { name: format!("balancer-{number}"), listeners: vec![listener] };
+        let balancer =
+            LoadBalancer { name: format!("balancer-{number}"), listeners: vec![listener], ..LoadBalancer::default() };
         let service = Service { id: service(number), load_balancers: vec![balancer.name.clone()] };
         [Resource::TargetGroup(group), Resource::LoadBalancer(balancer), Resource::Service(service)]
     });

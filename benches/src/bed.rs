@@ -237,6 +237,7 @@ fn declare(targets: u8, ends: Ends) -> Declaration {
         load_balancers: vec![declaration::LoadBalancer {
             name: name("balancer"),
             listeners: vec![listener(declaration::Protocol::Tcp), listener(declaration::Protocol::Udp)],
+            ..declaration::LoadBalancer::default()
         }],
         services: vec![declaration::Service {
             id: name("vpce-svc-00000000000000001"),

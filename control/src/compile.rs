@@ -146,7 +146,8 @@ impl Compiler {
                 Kind::Endpoint => {
                     endpoints.insert(id.clone());
                 }
-                Kind::Principal | Kind::Vpc | Kind::SecurityGroup => {}
+                Kind::SecurityGroup => self.render_everywhere(state, *kind, id, releasing),
+                Kind::Principal | Kind::Vpc => {}
             }
         }
         for service in services {

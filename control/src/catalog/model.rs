@@ -457,6 +457,8 @@ pub struct LoadBalancerSpec {
     pub cross_zone: Option<bool>,
     /// Security groups; need [`feature::SECURITY_GROUPS`].
     pub security_groups: Vec<String>,
+    /// Whether they hold for clients that come by a private link (yes).
+    pub enforce_on_private_link: Option<bool>,
 }
 
 /// A listener.
@@ -619,6 +621,8 @@ pub struct EndpointAddressStatus {
 pub struct SecurityGroupSpec {
     /// What may come in, up to 1,000; nothing else may.
     pub rules: Vec<SecurityRuleSpec>,
+    /// Whether live flows end that no rule allows any more (not by default).
+    pub cut_flows: bool,
 }
 
 /// A rule of a security group.
@@ -626,11 +630,23 @@ pub struct SecurityGroupSpec {
 #[serde(deny_unknown_fields, default)]
 pub struct SecurityRuleSpec {
     /// Protocol; `None`: any.
-    pub protocol: Option<Protocol>,
-    /// First and last port, as `443` or `1000-2000`; `None`: any.
+    pub protocol: Option<RuleProtocol>,
+    /// First and last port, as `443` or `1000-2000`; `None`: any. Not for ICMP.
     pub ports: Option<String>,
     /// Source prefix.
     pub source: String,
+}
+
+/// Protocol of a rule.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum RuleProtocol {
+    /// TCP.
+    Tcp,
+    /// UDP.
+    Udp,
+    /// Echo to the endpoint, of both families.
+    Icmp,
 }
 
 /// What happened to a connection, as its two sides are told.

@@ -14,7 +14,8 @@ use super::{Node, Releasing};
 use crate::catalog::State;
 use crate::catalog::model::{
     AttachmentSpec, EndpointState, HealthCheckProtocol, HealthCheckSpec, Kind, ListenerSpec, Metadata, Object,
-    Protocol, ProxyProtocol, ReturnPath, SnatPoolSpec, SnatPoolStatus, TargetGroupSpec, TargetSpec,
+    Protocol, ProxyProtocol, ReturnPath, RuleProtocol, SecurityRuleSpec, SnatPoolSpec, SnatPoolStatus, TargetGroupSpec,
+    TargetSpec,
 };
 
 /// Longest name that tables take, in characters.
@@ -82,7 +83,8 @@ pub(super) fn node(state: &State, gateway: &str, node: &Node, releasing: &Releas
         Kind::LoadBalancer => balancer(state, id),
         Kind::Service => service(state, id),
         Kind::Endpoint => endpoint(state, gateway, id, releasing),
-        Kind::Principal | Kind::Gateway | Kind::SecurityGroup => (Vec::new(), Vec::new()),
+        Kind::SecurityGroup => (security_group(state, id).into_iter().collect(), Vec::new()),
+        Kind::Principal | Kind::Gateway => (Vec::new(), Vec::new()),
     }
 }
 
@@ -133,6 +135,35 @@ fn pool(state: &State, gateway: &str, id: &str, releasing: &Releasing) -> (Vec<R
         rest_seconds: pool.spec.rest_seconds.map(i64::from),
     };
     (vec![Resource::SnatPool(resource)], vec![(Kind::Vpc, pool.spec.vpc.clone())])
+}
+
+fn security_group(state: &State, id: &str) -> Option<Resource> {
+    let group = state.security_group(id)?;
+    let rule = |rule: &SecurityRuleSpec| declared::SecurityRule {
+        protocol: rule.protocol.map(|protocol| match protocol {
+            RuleProtocol::Tcp => declared::RuleProtocol::Tcp,
+            RuleProtocol::Udp => declared::RuleProtocol::Udp,
+            RuleProtocol::Icmp => declared::RuleProtocol::Icmp,
+        }),
+        ports: rule.ports.clone(),
+        source: Some(rule.source.clone()),
+        source_group: None,
+    };
+    Some(Resource::SecurityGroup(declared::SecurityGroup {
+        name: qualified(&group.metadata),
+        prefixes: Vec::new(),
+        cut_flows: Some(group.spec.cut_flows),
+        rules: group.spec.rules.iter().map(rule).collect(),
+    }))
+}
+
+/// The names under which gateways know security groups, and the objects that they are.
+fn guards(state: &State, ids: &[String]) -> (Vec<String>, Vec<Node>) {
+    let groups = ids.iter().filter_map(|id| state.security_group(id));
+    (
+        groups.map(|group| qualified(&group.metadata)).collect(),
+        ids.iter().map(|id| (Kind::SecurityGroup, id.clone())).collect(),
+    )
 }
 
 fn pool_name(state: &State, id: &str) -> String {
@@ -216,14 +247,17 @@ fn balancer(state: &State, id: &str) -> (Vec<Resource>, Vec<Node>) {
         }
     };
     let listeners = &balancer.spec.listeners;
+    let (security_groups, mut leads_to) = guards(state, &balancer.spec.security_groups);
     let resource = declared::LoadBalancer {
         name: qualified(&balancer.metadata),
         listeners: listeners.iter().map(listener).collect(),
+        security_groups,
+        enforce_on_private_link: balancer.spec.enforce_on_private_link,
     };
     let groups: BTreeSet<&String> =
         listeners.iter().flat_map(|listener| listener.target_groups.iter().map(|group| &group.target_group)).collect();
-    let groups = groups.into_iter().map(|group| (Kind::TargetGroup, group.clone())).collect();
-    (vec![Resource::LoadBalancer(resource)], groups)
+    leads_to.extend(groups.into_iter().map(|group| (Kind::TargetGroup, group.clone())));
+    (vec![Resource::LoadBalancer(resource)], leads_to)
 }
 
 /// A service with plain targets has a load balancer and a group of its own, named as the service is.
@@ -248,7 +282,8 @@ fn service(state: &State, id: &str) -> (Vec<Resource>, Vec<Node>) {
         target_groups: vec![declared::WeightedGroup { name: id.to_owned(), weight: None }],
         ..declared::Listener::default()
     };
-    let balancer = declared::LoadBalancer { name: id.to_owned(), listeners: vec![listener] };
+    let balancer =
+        declared::LoadBalancer { name: id.to_owned(), listeners: vec![listener], ..declared::LoadBalancer::default() };
     let service = declared::Service { id: id.to_owned(), load_balancers: vec![id.to_owned()] };
     let resources = vec![Resource::TargetGroup(group), Resource::LoadBalancer(balancer), Resource::Service(service)];
     (resources, vec![(Kind::SnatPool, plain.snat_pool.clone()), (Kind::Vpc, plain.vpc.clone())])
@@ -260,6 +295,7 @@ fn endpoint(state: &State, gateway: &str, id: &str, releasing: &Releasing) -> (V
         endpoint.status.addresses.iter().filter(|held| {
             held.gateway.as_deref() == Some(gateway) && !releasing.contains(&(id.to_owned(), held.address))
         });
+    let (security_groups, mut leads_to) = guards(state, &endpoint.spec.security_groups);
     let resource = declared::Endpoint {
         id: id.to_owned(),
         vpc: endpoint.spec.vpc.clone(),
@@ -267,8 +303,10 @@ fn endpoint(state: &State, gateway: &str, id: &str, releasing: &Releasing) -> (V
         addresses: held.map(|held| held.address.to_string()).collect(),
         mtu: endpoint.spec.mtu.map(i64::from),
         echo: endpoint.spec.echo,
+        security_groups,
     };
-    (vec![Resource::Endpoint(resource)], vec![(Kind::Service, endpoint.spec.service.clone())])
+    leads_to.push((Kind::Service, endpoint.spec.service.clone()));
+    (vec![Resource::Endpoint(resource)], leads_to)
 }
 
 /// The key under which gateways know a pool.

@@ -3,6 +3,7 @@
 use std::hint::select_unpredictable;
 
 use postern_measurement::Counter;
+use postern_tables::security::GROUPS;
 
 use crate::drop_pairs::DropPairs;
 use crate::verdict::DropReason;
@@ -59,6 +60,8 @@ pub struct WorkerCounters {
     pub flows_lent: Counter,
     /// Bursts processed.
     pub bursts: Counter,
+    /// Flows, and echo requests, that a security group has not let in, by its index (SecurityGroupBlockedFlowCount).
+    pub security_groups: Box<[Counter]>,
     /// By endpoint index.
     pub endpoints: Box<[EndpointCounters]>,
     /// By target index.
@@ -160,6 +163,7 @@ impl WorkerCounters {
             proxy_headers_given_up: Counter::default(),
             flows_lent: Counter::default(),
             bursts: Counter::default(),
+            security_groups: (0..GROUPS).map(|_| Counter::default()).collect(),
             endpoints: (0..endpoints).map(|_| EndpointCounters::default()).collect(),
             targets: (0..targets).map(|_| TargetCounters::default()).collect(),
         }

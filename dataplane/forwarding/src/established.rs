@@ -321,6 +321,10 @@ impl Forwarder<'_> {
             self.end(index, outbox, now);
             return self.refuse_for(record.endpoint, DropReason::AccessWithdrawn);
         };
+        if endpoint.is_some_and(|endpoint| record.policy_epoch < endpoint.guard_epoch) && !self.still_admits(index) {
+            self.end(index, outbox, now);
+            return self.refuse_for(record.endpoint, DropReason::SecurityGroup);
+        }
         let target = self.snapshot.target(TargetIndex(record.target));
         if target.is_some_and(|target| target.cut && target.incarnation == record.target_incarnation) {
             return self.cut(frame, slot, note, DropReason::TargetUnhealthy, outbox, now);

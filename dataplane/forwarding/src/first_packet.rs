@@ -150,7 +150,7 @@ impl Forwarder<'_> {
             return self.segment_without_flow(frame, parsed, index, outbox, now);
         }
         if parsed.ttl <= 1 {
-            return self.ttl_expired(frame, parsed, index.0, outbox, now);
+            return self.first_expired(frame, parsed, index, outbox, now);
         }
         let sequence = match parsed.kind {
             PacketKind::Tcp => {
@@ -165,6 +165,11 @@ impl Forwarder<'_> {
             Ok(place) => place,
             Err(reason) => return self.refuse_for(index.0, reason),
         };
+        if self.ways.at(place).is_some_and(|way| way.guarded)
+            && let Err(reason) = self.guard(frame, index, parsed)
+        {
+            return self.refuse_for(index.0, reason);
+        }
         let (lease, snat) = match self.lease::<WIDE>(place, slot, note, outbox, now) {
             Ok(lease) => lease,
             Err(Leaseless::Ask(worker, note)) => return Verdict::Handoff(worker, note),
@@ -194,11 +199,8 @@ impl Forwarder<'_> {
         outbox: &mut Outbox,
         now: Now,
     ) -> Verdict {
-        let listening = self.snapshot.endpoint(index).is_some_and(|endpoint| {
-            self.snapshot.listener(endpoint.service, parsed.key.protocol(), parsed.key.destination_port()).is_some()
-        });
-        if !listening {
-            return self.refuse_for(index.0, DropReason::NoListener);
+        if let Err(reason) = self.guard(frame, index, parsed) {
+            return self.refuse_for(index.0, reason);
         }
         if matches!(Segment::of(parsed.tcp_flags), Segment::Null | Segment::Nonsense) {
             return self.refuse_for(index.0, DropReason::TcpFlags);
@@ -210,6 +212,23 @@ impl Forwarder<'_> {
             counters.own_resets.add(1);
         }
         self.refuse_for(index.0, DropReason::NoFlow)
+    }
+
+    /// The time to live of a first packet has run out: who may not connect is not told.
+    #[cold]
+    #[inline(never)]
+    fn first_expired(
+        &mut self,
+        frame: &Frame<'_>,
+        parsed: &Parsed,
+        index: EndpointIndex,
+        outbox: &mut Outbox,
+        now: Now,
+    ) -> Verdict {
+        match self.guard(frame, index, parsed) {
+            Ok(()) => self.ttl_expired(frame, parsed, index.0, outbox, now),
+            Err(reason) => self.refuse_for(index.0, reason),
+        }
     }
 
     /// Endpoint → listener → target group → target: the place of that way.

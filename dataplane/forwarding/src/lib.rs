@@ -10,6 +10,7 @@ mod expiry;
 mod first_packet;
 pub mod forwarder;
 mod fragments;
+mod guards;
 mod ipv6;
 mod lifecycle;
 mod limiter;

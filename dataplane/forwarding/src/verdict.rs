@@ -130,6 +130,8 @@ drop_reasons! {
     Unsolicited = "unsolicited",
     /// The provider's packet answers an SNAT address and port, but another target's.
     WrongTarget = "wrong_target",
+    /// No rule of the security groups lets the client in, or not any more.
+    SecurityGroup = "security_group",
     /// The endpoint's access was withdrawn.
     AccessWithdrawn = "access_withdrawn",
     /// The flow's target is unhealthy, and its flows end; both ends of TCP are told by a RST where the limit allows.

@@ -43,6 +43,8 @@ pub(crate) struct Way {
     pub(crate) mtu: u16,
     /// The listener's upper bound.
     pub(crate) mss: Option<u16>,
+    /// Whether something may keep a client from it: security groups.
+    pub(crate) guarded: bool,
     /// The attachment behind which the target is, and the neighbour to send to.
     pub(crate) attachment: AttachmentIndex,
     pub(crate) neighbour: Ipv4Addr,
@@ -98,6 +100,7 @@ impl Way {
             pool: key.pool,
             mtu: 0,
             mss: None,
+            guarded: false,
             attachment: AttachmentIndex(0),
             neighbour: Ipv4Addr::UNSPECIFIED,
             wide: None,
@@ -149,6 +152,7 @@ impl Way {
             pool: key.pool,
             mtu: endpoint.mtu,
             mss: listener.mss,
+            guarded: !endpoint.security_groups.is_empty() || !listener.security_groups.is_empty(),
             attachment,
             neighbour: match neighbour {
                 IpAddr::V4(neighbour) => neighbour,

@@ -40,6 +40,7 @@ impl From<ResourceKind> for proto::Kind {
             ResourceKind::Vpc => Self::Vpc,
             ResourceKind::Attachment => Self::Attachment,
             ResourceKind::SnatPool => Self::SnatPool,
+            ResourceKind::SecurityGroup => Self::SecurityGroup,
             ResourceKind::TargetGroup => Self::TargetGroup,
             ResourceKind::LoadBalancer => Self::LoadBalancer,
             ResourceKind::Service => Self::Service,
@@ -62,6 +63,7 @@ impl TryFrom<proto::Key> for ResourceKey {
             Ok(proto::Kind::Vpc) => ResourceKind::Vpc,
             Ok(proto::Kind::Attachment) => ResourceKind::Attachment,
             Ok(proto::Kind::SnatPool) => ResourceKind::SnatPool,
+            Ok(proto::Kind::SecurityGroup) => ResourceKind::SecurityGroup,
             Ok(proto::Kind::TargetGroup) => ResourceKind::TargetGroup,
             Ok(proto::Kind::LoadBalancer) => ResourceKind::LoadBalancer,
             Ok(proto::Kind::Service) => ResourceKind::Service,
@@ -89,10 +91,13 @@ impl TryFrom<&Resource> for proto::Resource {
                 ports: pool.ports.clone(),
                 rest_seconds: small("snat_pool.rest_seconds", pool.rest_seconds)?,
             }),
+            Resource::SecurityGroup(group) => Message::SecurityGroup(from_security_group(group)),
             Resource::TargetGroup(group) => Message::TargetGroup(from_group(group)?),
             Resource::LoadBalancer(balancer) => Message::LoadBalancer(proto::LoadBalancer {
                 name: balancer.name.clone(),
                 listeners: balancer.listeners.iter().map(from_listener).collect::<Result<_, _>>()?,
+                security_groups: balancer.security_groups.clone(),
+                enforce_on_private_link: balancer.enforce_on_private_link,
             }),
             Resource::Service(service) => Message::Service(proto::Service {
                 id: service.id.clone(),
@@ -105,6 +110,7 @@ impl TryFrom<&Resource> for proto::Resource {
                 addresses: endpoint.addresses.clone(),
                 mtu: small("endpoint.mtu", endpoint.mtu)?,
                 echo: endpoint.echo,
+                security_groups: endpoint.security_groups.clone(),
             }),
         };
         Ok(Self { resource: Some(message) })
@@ -126,10 +132,13 @@ impl TryFrom<proto::Resource> for Resource {
                 ports: pool.ports,
                 rest_seconds: pool.rest_seconds.map(i64::from),
             }),
+            Message::SecurityGroup(group) => Self::SecurityGroup(into_security_group(group)?),
             Message::TargetGroup(group) => Self::TargetGroup(into_group(group)?),
             Message::LoadBalancer(balancer) => Self::LoadBalancer(declared::LoadBalancer {
                 name: balancer.name,
                 listeners: balancer.listeners.into_iter().map(into_listener).collect::<Result<_, _>>()?,
+                security_groups: balancer.security_groups,
+                enforce_on_private_link: balancer.enforce_on_private_link,
             }),
             Message::Service(service) => {
                 Self::Service(declared::Service { id: service.id, load_balancers: service.load_balancers })
@@ -141,6 +150,7 @@ impl TryFrom<proto::Resource> for Resource {
                 addresses: endpoint.addresses,
                 mtu: endpoint.mtu.map(i64::from),
                 echo: endpoint.echo,
+                security_groups: endpoint.security_groups,
             }),
         })
     }
@@ -188,6 +198,52 @@ fn into_attachment(message: proto::Attachment) -> Resource {
         mac: message.mac,
     };
     Resource::Attachment(attachment, routes)
+}
+
+fn from_security_group(group: &declared::SecurityGroup) -> proto::SecurityGroup {
+    let rule = |rule: &declared::SecurityRule| {
+        let protocol = match rule.protocol {
+            None => proto::RuleProtocol::Any,
+            Some(declared::RuleProtocol::Tcp) => proto::RuleProtocol::Tcp,
+            Some(declared::RuleProtocol::Udp) => proto::RuleProtocol::Udp,
+            Some(declared::RuleProtocol::Icmp) => proto::RuleProtocol::Icmp,
+        };
+        proto::SecurityRule {
+            protocol: protocol.into(),
+            ports: rule.ports.clone(),
+            source: rule.source.clone(),
+            source_group: rule.source_group.clone(),
+        }
+    };
+    proto::SecurityGroup {
+        name: group.name.clone(),
+        prefixes: group.prefixes.clone(),
+        cut_flows: group.cut_flows,
+        rules: group.rules.iter().map(rule).collect(),
+    }
+}
+
+fn into_security_group(message: proto::SecurityGroup) -> Result<declared::SecurityGroup, ConversionError> {
+    let rule = |rule: proto::SecurityRule| {
+        let protocol = match proto::RuleProtocol::try_from(rule.protocol) {
+            Ok(proto::RuleProtocol::Any) => None,
+            Ok(proto::RuleProtocol::Tcp) => Some(declared::RuleProtocol::Tcp),
+            Ok(proto::RuleProtocol::Udp) => Some(declared::RuleProtocol::Udp),
+            Ok(proto::RuleProtocol::Icmp) => Some(declared::RuleProtocol::Icmp),
+            Ok(proto::RuleProtocol::Unspecified) | Err(_) => {
+                let value = rule.protocol.to_string();
+                return Err(ConversionError::Unknown { field: "security_group.rules.protocol", value });
+            }
+        };
+        let (ports, source, source_group) = (rule.ports, rule.source, rule.source_group);
+        Ok(declared::SecurityRule { protocol, ports, source, source_group })
+    };
+    Ok(declared::SecurityGroup {
+        name: message.name,
+        prefixes: message.prefixes,
+        cut_flows: message.cut_flows,
+        rules: message.rules.into_iter().map(rule).collect::<Result<_, _>>()?,
+    })
 }
 
 fn from_group(group: &declared::TargetGroup) -> Result<proto::TargetGroup, ConversionError> {
@@ -378,6 +434,16 @@ mod tests {
         addresses = ["10.0.0.5", "10.0.0.6"]
         ports = "2000-3000"
         rest_seconds = 0
+        [[security_group]]
+        name = "p/near"
+        prefixes = ["10.0.0.0/8", "2001:db8::/32"]
+        cut_flows = true
+        rules = [
+            { protocol = "tcp", ports = "443", source = "10.0.0.0/8" },
+            { protocol = "udp", ports = "1-2", source_group = "p/near" },
+            { protocol = "icmp", source = "::/0" },
+            { source = "10.1.0.0/16" },
+        ]
         [[target_group]]
         name = "p/web"
         vpc = "vpc-a"
@@ -390,6 +456,8 @@ mod tests {
         target = [{ address = "10.0.0.9", port = 80, weight = 0 }, { address = "10.0.0.10", port = 81 }]
         [[load_balancer]]
         name = "p/front"
+        security_groups = ["p/near"]
+        enforce_on_private_link = false
         [[load_balancer.listener]]
         protocol = "udp"
         port = 53
@@ -409,6 +477,7 @@ mod tests {
         addresses = ["10.0.0.77"]
         mtu = 1500
         echo = false
+        security_groups = ["p/near"]
     "#;
 
     #[test]
@@ -424,7 +493,7 @@ mod tests {
             assert_eq!(ResourceKey::try_from(key).unwrap(), resource.key());
             kinds += 1;
         }
-        assert_eq!(kinds, 7);
+        assert_eq!(kinds, 8);
     }
 
     #[test]
@@ -441,7 +510,7 @@ mod tests {
         let error = ResourceKey::try_from(proto::Key { kind: 99, name: "x".to_owned() }).unwrap_err();
         assert_eq!(error.to_string(), "key.kind is 99, which this version of the protocol does not know");
         let listener = proto::Listener { protocol: 0, ..Default::default() };
-        let balancer = proto::LoadBalancer { name: "b".to_owned(), listeners: vec![listener] };
+        let balancer = proto::LoadBalancer { name: "b".to_owned(), listeners: vec![listener], ..Default::default() };
         let message = proto::Resource { resource: Some(proto::resource::Resource::LoadBalancer(balancer)) };
         let error = Resource::try_from(message).unwrap_err();
         assert_eq!(error.to_string(), "listener.protocol is 0, which this version of the protocol does not know");

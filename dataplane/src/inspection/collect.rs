@@ -10,8 +10,8 @@ use postern_tables::snapshot::VpcIndex;
 
 use super::report::{
     CountersReport, EndpointReport, EndpointTraffic, FrameReport, GroupReport, LoopReport, NeighbourReport, PortReport,
-    ProbeReport, ReceivedReport, SentReport, TargetGroupReport, TargetReport, TargetStatus, TargetTraffic,
-    WorkerReport, WorkerStatus,
+    ProbeReport, ReceivedReport, SecurityGroupReport, SentReport, TargetGroupReport, TargetReport, TargetStatus,
+    TargetTraffic, WorkerReport, WorkerStatus,
 };
 use crate::control_link::target_views::{TargetKey, TargetView};
 use crate::health::GroupHealth;
@@ -37,6 +37,7 @@ pub fn counters(gateway: &str, shared: &Shared, neighbours: &NeighbourCounters) 
         endpoints: endpoints(&snapshot, shared),
         targets: targets(&snapshot, shared),
         target_groups: target_groups(groups),
+        security_groups: security_groups(&snapshot, shared),
         probes: ProbeReport::read(&probes),
         ports: ports(&snapshot, shared),
         neighbours: NeighbourReport::read(neighbours),
@@ -158,6 +159,15 @@ fn targets(snapshot: &Snapshot, shared: &Shared) -> Vec<TargetReport> {
         }
     };
     present.map(report).collect()
+}
+
+fn security_groups(snapshot: &Snapshot, shared: &Shared) -> Vec<SecurityGroupReport> {
+    let present = snapshot.security_groups.iter().enumerate().filter_map(|(at, group)| Some((at, group?)));
+    let blocked = |at: usize| {
+        let counters = shared.links.iter().filter_map(|link| link.counters.security_groups.get(at));
+        counters.map(postern_measurement::Counter::get).sum()
+    };
+    present.map(|(at, group)| SecurityGroupReport { group: group.name.to_string(), blocked: blocked(at) }).collect()
 }
 
 fn target_groups(groups: Vec<GroupHealth>) -> Vec<TargetGroupReport> {

@@ -87,6 +87,10 @@ pub fn page(report: &CountersReport) -> String {
             sample(&mut page, GROUP_TARGETS.name, &[&labels, &label("state", state)], *count);
         }
     }
+    header(&mut page, &GROUP_BLOCKED);
+    for group in &report.security_groups {
+        sample(&mut page, GROUP_BLOCKED.name, &[&label("security_group", &group.group)], group.blocked);
+    }
     family(&mut page, ProbeReport::METRICS, std::iter::once((gateway.clone(), report.probes.values())));
     let ports = || report.ports.iter().map(|port| (label("interface", &port.interface), port));
     family(&mut page, ReceivedReport::METRICS, ports().map(|(labels, port)| (labels, port.received.values())));
@@ -111,6 +115,14 @@ const GROUP_TARGETS: Metric = Metric {
     name: "postern_target_group_targets",
     labels: "",
     help: "Targets by the state of their health.",
+};
+
+/// What security groups kept out.
+const GROUP_BLOCKED: Metric = Metric {
+    kind: Kind::Counter,
+    name: "postern_security_group_blocked_flows_total",
+    labels: "",
+    help: "First packets and echo requests that the security group did not let in (SecurityGroupBlockedFlowCount).",
 };
 
 /// Drops of an endpoint that were told apart by reason.

@@ -258,6 +258,9 @@ pub struct CountersReport {
     /// By target group.
     #[serde(default)]
     pub target_groups: Vec<TargetGroupReport>,
+    /// By security group.
+    #[serde(default)]
+    pub security_groups: Vec<SecurityGroupReport>,
     /// Health probes.
     #[serde(default)]
     pub probes: ProbeReport,
@@ -319,6 +322,15 @@ pub struct TargetReport {
     pub target: SocketAddr,
     /// What was counted, all workers together.
     pub traffic: TargetTraffic,
+}
+
+/// One security group.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct SecurityGroupReport {
+    /// Its name.
+    pub group: String,
+    /// First packets and echo requests that it has not let in, all workers together.
+    pub blocked: u64,
 }
 
 /// One target group.

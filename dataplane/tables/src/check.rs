@@ -5,6 +5,7 @@ mod families;
 mod health;
 mod network;
 mod process;
+mod security;
 mod services;
 pub mod text;
 mod world;
@@ -21,6 +22,7 @@ use crate::declaration::Declaration;
 use crate::error::{ConfigurationError, Errors, Problem, shorten};
 use crate::health::HealthSettings;
 use crate::resource::ResourceKind;
+use crate::security::Rules;
 use crate::snapshot::{self, ProxyProtocol};
 
 pub use control::{ControlAddress, ControlCredentials, ControlSettings};
@@ -62,10 +64,18 @@ pub struct Checked {
 /// What changes often, checked. References among these are names; to VPCs and pools, declared indices.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Objects {
+    pub(crate) security_groups: Vec<CheckedSecurityGroup>,
     pub(crate) groups: Vec<CheckedGroup>,
     pub(crate) load_balancers: Vec<CheckedBalancer>,
     pub(crate) services: Vec<CheckedService>,
     pub(crate) endpoints: Vec<CheckedEndpoint>,
+}
+
+#[derive(Clone, Debug)]
+pub(crate) struct CheckedSecurityGroup {
+    pub(crate) name: String,
+    pub(crate) rules: Rules,
+    pub(crate) cut_flows: bool,
 }
 
 #[derive(Clone, Debug)]
@@ -91,6 +101,8 @@ impl CheckedGroup {
 pub(crate) struct CheckedBalancer {
     pub(crate) name: String,
     pub(crate) listeners: Vec<CheckedListener>,
+    /// Those that are enforced.
+    pub(crate) security_groups: Vec<String>,
 }
 
 #[derive(Clone, Debug)]
@@ -118,6 +130,7 @@ pub(crate) struct CheckedEndpoint {
     pub(crate) addresses: Vec<IpAddr>,
     /// What was written: MTU and answer to echo.
     pub(crate) written: (Option<u16>, Option<bool>),
+    pub(crate) security_groups: Vec<String>,
 }
 
 impl Declaration {
@@ -215,12 +228,13 @@ pub(crate) fn objects(
     network: &mut Network<'_>,
     world: Option<&World<'_>>,
 ) -> Objects {
+    let security_groups = security::groups(checker, declaration, world);
     let groups = services::groups(checker, declaration, vpcs, (pools, pool_vpcs), network);
     let load_balancers = services::load_balancers(checker, declaration, world);
     let services = services::services(checker, declaration, &load_balancers, world);
     let endpoints = services::endpoints(checker, declaration, vpcs, network, world);
     services::targets_are_not_local(checker, declaration, &groups, network, world);
-    let objects = Objects { groups, load_balancers, services, endpoints };
+    let objects = Objects { security_groups, groups, load_balancers, services, endpoints };
     families::endpoints_lead_somewhere(checker, &objects, world);
     objects
 }

@@ -44,6 +44,9 @@ pub struct Declaration {
     /// `[[snat_pool]]`: what targets see as the source.
     #[serde(rename = "snat_pool")]
     pub snat_pools: Vec<SnatPool>,
+    /// `[[security_group]]`: who may connect.
+    #[serde(rename = "security_group")]
+    pub security_groups: Vec<SecurityGroup>,
     /// `[[target_group]]`: targets.
     #[serde(rename = "target_group")]
     pub target_groups: Vec<TargetGroup>,
@@ -243,6 +246,46 @@ pub struct SnatPool {
     pub rest_seconds: Option<i64>,
 }
 
+/// `[[security_group]]`
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct SecurityGroup {
+    /// Name, 1…128 characters. Required.
+    pub name: String,
+    /// What the group stands for as the source of rules: up to 1,000 prefixes. Default: none.
+    pub prefixes: Vec<String>,
+    /// Whether live flows end that no rule allows any more. Default: `false`.
+    pub cut_flows: Option<bool>,
+    /// What may come in, up to 1,000; nothing else may.
+    pub rules: Vec<SecurityRule>,
+}
+
+/// `{ protocol = …, ports = …, source = … }` in a security group's `rules`.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct SecurityRule {
+    /// Protocol. Default: any.
+    pub protocol: Option<RuleProtocol>,
+    /// Port of the endpoint, or first and last one: `443` or `1000-2000`; not with `icmp`. Default: all.
+    pub ports: Option<String>,
+    /// Prefix of the clients' addresses, IPv4 or IPv6. This or `source_group` is required.
+    pub source: Option<String>,
+    /// The security group whose `prefixes` the clients' addresses are in.
+    pub source_group: Option<String>,
+}
+
+/// Protocol of a rule.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum RuleProtocol {
+    /// TCP.
+    Tcp,
+    /// UDP.
+    Udp,
+    /// Echo to the endpoint, of both families.
+    Icmp,
+}
+
 /// `[[target_group]]`
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -324,6 +367,10 @@ pub struct Target {
 pub struct LoadBalancer {
     /// Name, 1…128 characters. Required.
     pub name: String,
+    /// Security groups that its clients must pass, up to 16; the source that a rule sees is the client's own address.
+    pub security_groups: Vec<String>,
+    /// Whether they hold for clients that come by a private link, which all clients of a gateway do. Default: `true`.
+    pub enforce_on_private_link: Option<bool>,
     /// `[[load_balancer.listener]]`: what it listens on.
     #[serde(rename = "listener")]
     pub listeners: Vec<Listener>,
@@ -394,6 +441,8 @@ pub struct Endpoint {
     pub mtu: Option<i64>,
     /// Whether ICMP echo to the addresses is answered. Default: `true`.
     pub echo: Option<bool>,
+    /// Security groups that its clients must pass, up to 16. Default: none, and all may connect.
+    pub security_groups: Vec<String>,
 }
 
 impl Declaration {

@@ -10,6 +10,7 @@ pub struct History {
     pub(crate) free_groups: VecDeque<u32>,
     pub(crate) free_listeners: VecDeque<u32>,
     pub(crate) free_services: VecDeque<u32>,
+    pub(crate) free_security_groups: VecDeque<u32>,
     incarnation: u32,
     policy_epoch: u32,
 }

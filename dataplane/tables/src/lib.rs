@@ -27,6 +27,7 @@ pub mod lookup;
 pub mod pages;
 mod place;
 pub mod resource;
+pub mod security;
 mod selection_tables;
 pub mod sharded;
 pub mod snapshot;

@@ -1,6 +1,8 @@
 //! Puts checked objects into a snapshot: which index each has, and what the packet path reads of it. What lives on keeps its
 //! index; pages of what does not change stay shared with the snapshot before.
 
+mod guards;
+
 use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -11,8 +13,8 @@ use crate::check::{CheckedBalancer, CheckedEndpoint, CheckedGroup, CheckedServic
 use crate::pages::Pages;
 use crate::selection_tables;
 use crate::snapshot::{
-    Endpoint, EndpointIndex, EndpointPolicy, Listener, ListenerIndex, LocalAddress, PoolIndex, Service, ServiceIndex,
-    Snapshot, Target, TargetGroup, TargetGroupIndex, TargetIndex, VpcIndex,
+    Endpoint, EndpointIndex, EndpointPolicy, Listener, ListenerIndex, LocalAddress, PoolIndex, SecurityGroupIndex,
+    Service, ServiceIndex, Snapshot, Target, TargetGroup, TargetGroupIndex, TargetIndex, VpcIndex,
 };
 use crate::usable::Health;
 
@@ -43,6 +45,7 @@ impl Base {
 /// Where the objects of a snapshot are, by name.
 #[derive(Debug, Default)]
 pub(crate) struct Placed {
+    security_groups: HashMap<Arc<str>, SecurityGroupIndex>,
     groups: HashMap<Arc<str>, TargetGroupIndex>,
     /// Listeners as declared.
     balancers: HashMap<Arc<str>, Vec<(Flows, ListenerIndex)>>,
@@ -68,6 +71,7 @@ pub(crate) struct PlacedEndpoint {
 /// Names of objects that are no more.
 #[derive(Debug, Default)]
 pub(crate) struct Removed {
+    pub(crate) security_groups: Vec<Arc<str>>,
     pub(crate) groups: Vec<Arc<str>>,
     pub(crate) balancers: Vec<Arc<str>>,
     pub(crate) services: Vec<Arc<str>>,
@@ -78,6 +82,9 @@ impl Placed {
     /// What is in a snapshot.
     pub(crate) fn of(snapshot: &Snapshot) -> Self {
         let mut placed = Self::default();
+        for (at, group) in (0..).zip(snapshot.security_groups.iter()) {
+            placed.security_groups.extend(group.map(|group| (group.name.clone(), SecurityGroupIndex(at))));
+        }
         for (at, group) in (0..).zip(snapshot.target_groups.iter()) {
             let Some(group) = group else { continue };
             placed.groups.insert(group.name.clone(), TargetGroupIndex(at));
@@ -113,6 +120,10 @@ impl Placed {
         self.groups.get(name).copied()
     }
 
+    pub(crate) fn security_group(&self, name: &str) -> Option<SecurityGroupIndex> {
+        self.security_groups.get(name).copied()
+    }
+
     pub(crate) fn service(&self, id: &str) -> Option<ServiceIndex> {
         self.services.get(id).copied()
     }
@@ -143,7 +154,9 @@ impl Placed {
         fn but<V>(placed: &HashMap<Arc<str>, V>, declared: &HashSet<&str>) -> Vec<Arc<str>> {
             placed.keys().filter(|name| !declared.contains(&***name)).cloned().collect()
         }
+        let groups = objects.security_groups.iter().map(|group| group.name.as_str()).collect();
         Removed {
+            security_groups: but(&self.security_groups, &groups),
             groups: but(&self.groups, &objects.groups.iter().map(|group| group.name.as_str()).collect()),
             balancers: but(&self.balancers, &objects.load_balancers.iter().map(|one| one.name.as_str()).collect()),
             services: but(&self.services, &objects.services.iter().map(|service| service.id.as_str()).collect()),
@@ -186,11 +199,13 @@ impl Placing<'_> {
 
     /// Puts `objects`, which passed the checks, and takes the removed ones out.
     pub(crate) fn run(&mut self, objects: &Objects, removed: &Removed) {
+        let changed = self.security_groups(&objects.security_groups, &removed.security_groups);
         let touched = self.groups(&objects.groups, &removed.groups);
         let mut without_table = touched.clone();
         self.balancers(&objects.load_balancers, &removed.balancers, &mut without_table);
         self.services(&objects.services, &removed.services);
         self.endpoints(&objects.endpoints, &removed.endpoints);
+        self.guard_again(&changed, objects);
         selection_tables::build(self.next, &without_table);
         let cut = |target: TargetIndex, snapshot: &Snapshot| snapshot.target(target).map(|target| target.cut);
         let members = |group: &u32| self.next.target_groups[*group as usize].members.iter();
@@ -346,6 +361,7 @@ impl Placing<'_> {
         }
         for (balancer, kept) in balancers.iter().zip(kept) {
             let name: Arc<str> = balancer.name.as_str().into();
+            let security_groups = self.guards(&balancer.security_groups);
             let mut listeners = Vec::with_capacity(kept.len());
             for (listener, kept) in balancer.listeners.iter().zip(kept) {
                 let history = &mut self.next.history;
@@ -365,6 +381,7 @@ impl Placing<'_> {
                     idle_seconds: listener.idle_seconds,
                     mss: listener.mss,
                     reset_on_expiry: listener.reset_on_expiry,
+                    security_groups: security_groups.clone(),
                 };
                 self.next.listeners.set(index.at(), Some(listener));
                 listeners.push((flows, index));
@@ -464,6 +481,7 @@ impl Placing<'_> {
         let service = self.placed.services[&*written.service];
         let known = self.placed.endpoints.get_key_value(&*written.id).map(|(id, _)| id.clone());
         let id = known.unwrap_or_else(|| written.id.as_str().into());
+        let security_groups = self.guards(&written.security_groups);
         let mut indices = Vec::with_capacity(kept.len());
         for (address, kept) in written.addresses.iter().zip(kept) {
             let before = kept.and_then(|index| self.old.endpoint(index));
@@ -492,6 +510,8 @@ impl Placing<'_> {
                 access_epoch,
                 mtu: written.written.0.unwrap_or(Endpoint::MTU),
                 echo: written.written.1.unwrap_or(true),
+                security_groups: security_groups.clone(),
+                guard_epoch: before.map_or(0, |before| before.guard_epoch),
             };
             let policy = EndpointPolicy { epoch: endpoint.policy_epoch, mtu: endpoint.mtu };
             if index.at() == self.next.policies.len() {

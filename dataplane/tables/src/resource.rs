@@ -1,6 +1,8 @@
 //! What is declared, object by object: how control hands tables to a gateway, and how a change is written.
 
-use crate::declaration::{Attachment, Declaration, Endpoint, LoadBalancer, Route, Service, SnatPool, TargetGroup, Vpc};
+use crate::declaration::{
+    Attachment, Declaration, Endpoint, LoadBalancer, Route, SecurityGroup, Service, SnatPool, TargetGroup, Vpc,
+};
 
 /// One declared object, as written. Everything that a configuration file can declare beyond the process itself.
 #[derive(Clone, Debug, PartialEq)]
@@ -11,6 +13,8 @@ pub enum Resource {
     Attachment(Attachment, Vec<Route>),
     /// An SNAT pool.
     SnatPool(SnatPool),
+    /// A security group.
+    SecurityGroup(SecurityGroup),
     /// A target group.
     TargetGroup(TargetGroup),
     /// A load balancer.
@@ -30,6 +34,8 @@ pub enum ResourceKind {
     Attachment,
     /// [`Resource::SnatPool`]
     SnatPool,
+    /// [`Resource::SecurityGroup`]
+    SecurityGroup,
     /// [`Resource::TargetGroup`]
     TargetGroup,
     /// [`Resource::LoadBalancer`]
@@ -68,6 +74,7 @@ impl Resource {
             Self::Vpc(_) => ResourceKind::Vpc,
             Self::Attachment(..) => ResourceKind::Attachment,
             Self::SnatPool(_) => ResourceKind::SnatPool,
+            Self::SecurityGroup(_) => ResourceKind::SecurityGroup,
             Self::TargetGroup(_) => ResourceKind::TargetGroup,
             Self::LoadBalancer(_) => ResourceKind::LoadBalancer,
             Self::Service(_) => ResourceKind::Service,
@@ -82,6 +89,7 @@ impl Resource {
             Self::Vpc(vpc) => &vpc.id,
             Self::Attachment(attachment, _) => &attachment.name,
             Self::SnatPool(pool) => &pool.name,
+            Self::SecurityGroup(group) => &group.name,
             Self::TargetGroup(group) => &group.name,
             Self::LoadBalancer(balancer) => &balancer.name,
             Self::Service(service) => &service.id,
@@ -116,6 +124,7 @@ impl Declaration {
             self.attachments.iter().map(move |attachment| Resource::Attachment(attachment.clone(), routes(attachment)));
         vpcs.chain(attachments)
             .chain(self.snat_pools.iter().cloned().map(Resource::SnatPool))
+            .chain(self.security_groups.iter().cloned().map(Resource::SecurityGroup))
             .chain(self.target_groups.iter().cloned().map(Resource::TargetGroup))
             .chain(self.load_balancers.iter().cloned().map(Resource::LoadBalancer))
             .chain(self.services.iter().cloned().map(Resource::Service))

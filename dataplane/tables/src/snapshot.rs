@@ -16,6 +16,7 @@ use crate::health::HealthSettings;
 use crate::history::History;
 use crate::lookup::{AttachmentLookup, longest_match, longest_match6};
 use crate::pages::Pages;
+use crate::security::Rules;
 use crate::sharded::Sharded;
 
 /// Counts snapshots: a larger one is newer.
@@ -64,6 +65,10 @@ index! {
     TargetIndex
 }
 index! {
+    /// Index of a security group.
+    SecurityGroupIndex
+}
+index! {
     /// Index of an SNAT pool.
     PoolIndex
 }
@@ -93,6 +98,8 @@ pub struct Snapshot {
     pub target_groups: Pages<TargetGroup>,
     /// Targets by [`TargetIndex`]; `None` where an index is free.
     pub targets: Pages<Target>,
+    /// Security groups by [`SecurityGroupIndex`].
+    pub security_groups: Pages<SecurityGroup>,
     /// SNAT pools by [`PoolIndex`].
     pub pools: Arc<Vec<SnatPool>>,
     /// IPv4 endpoint and SNAT addresses: what Postern answers for.
@@ -271,6 +278,10 @@ pub struct Endpoint {
     pub mtu: u16,
     /// Whether ICMP echo to the address is answered.
     pub echo: bool,
+    /// One of these must let a client in; empty: all come in.
+    pub security_groups: Arc<[SecurityGroupIndex]>,
+    /// The epoch that it got when a rule was withdrawn that cuts flows; 0: never.
+    pub guard_epoch: u32,
 }
 
 /// What every packet of a flow is judged by: a few bytes, because every packet reads them.
@@ -319,6 +330,19 @@ pub struct Listener {
     pub mss: Option<u16>,
     /// Whether both ends of a TCP flow that was idle for too long are told by a RST.
     pub reset_on_expiry: bool,
+    /// The load balancer's: one of these must let a client in; empty: all come in.
+    pub security_groups: Arc<[SecurityGroupIndex]>,
+}
+
+/// Who may open flows.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SecurityGroup {
+    /// Name from the configuration.
+    pub name: Arc<str>,
+    /// Its rules.
+    pub rules: Arc<Rules>,
+    /// Whether live flows end that no rule allows any more.
+    pub cut_flows: bool,
 }
 
 /// Targets with a selection table.
@@ -568,6 +592,19 @@ impl Snapshot {
     #[must_use]
     pub fn target(&self, index: TargetIndex) -> Option<&Target> {
         self.targets.get(index.at())
+    }
+
+    /// Whether one of security groups, which are at least one, lets a client reach a port by an IP protocol.
+    #[must_use]
+    pub fn admits(&self, groups: &[SecurityGroupIndex], protocol: u8, client: IpAddr, port: u16) -> bool {
+        let mut groups = groups.iter().filter_map(|group| self.security_groups.get(group.at()));
+        groups.any(|group| group.rules.allow(protocol, client, port))
+    }
+
+    /// The names of security groups.
+    pub(crate) fn security_group_names(&self, groups: &[SecurityGroupIndex]) -> Vec<String> {
+        let groups = groups.iter().filter_map(|group| self.security_groups.get(group.at()));
+        groups.map(|group| group.name.to_string()).collect()
     }
 
     /// The listener of a service for an IP protocol and port.

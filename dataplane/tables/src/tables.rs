@@ -39,6 +39,7 @@ pub struct Tables {
 pub(crate) struct Declared {
     /// VPCs, attachments and pools.
     network: BTreeMap<ResourceKey, Resource>,
+    pub(crate) security_groups: BTreeMap<String, declaration::SecurityGroup>,
     pub(crate) groups: BTreeMap<String, declaration::TargetGroup>,
     balancers: BTreeMap<String, declaration::LoadBalancer>,
     services: BTreeMap<String, declaration::Service>,
@@ -141,7 +142,8 @@ impl Tables {
 
     fn keys(&self) -> Vec<ResourceKey> {
         let key = |kind| move |name: &str| ResourceKey { kind, name: name.to_owned() };
-        let named = [ResourceKind::TargetGroup, ResourceKind::LoadBalancer, ResourceKind::Service];
+        let named =
+            [ResourceKind::SecurityGroup, ResourceKind::TargetGroup, ResourceKind::LoadBalancer, ResourceKind::Service];
         let mut keys: Vec<ResourceKey> = self.declared.network.keys().cloned().collect();
         keys.extend(named.into_iter().flat_map(|kind| self.declared.names(kind).map(key(kind))));
         let mut ids: Vec<&str> = self.placed.endpoint_ids().map(|id| &**id).collect();
@@ -152,11 +154,12 @@ impl Tables {
 
     /// A declared object.
     fn resource(&self, kind: ResourceKind, name: &str) -> Option<Resource> {
-        let Declared { network, groups, balancers, services } = &self.declared;
+        let Declared { network, security_groups, groups, balancers, services } = &self.declared;
         match kind {
             ResourceKind::Vpc | ResourceKind::Attachment | ResourceKind::SnatPool => {
                 network.get(&ResourceKey { kind, name: name.to_owned() }).cloned()
             }
+            ResourceKind::SecurityGroup => security_groups.get(name).cloned().map(Resource::SecurityGroup),
             ResourceKind::TargetGroup => groups.get(name).cloned().map(Resource::TargetGroup),
             ResourceKind::LoadBalancer => balancers.get(name).cloned().map(Resource::LoadBalancer),
             ResourceKind::Service => services.get(name).cloned().map(Resource::Service),
@@ -176,6 +179,7 @@ impl Tables {
             addresses: addresses.iter().map(|endpoint| endpoint.address.to_string()).collect(),
             mtu: placed.written.0.then_some(i64::from(first.mtu)),
             echo: placed.written.1.then_some(first.echo),
+            security_groups: self.snapshot.security_group_names(&first.security_groups),
         })
     }
 
@@ -254,6 +258,7 @@ impl Tables {
             gone.map(|(key, _)| key.name.as_str().into()).collect::<Vec<Arc<str>>>()
         };
         let removed = Removed {
+            security_groups: gone(ResourceKind::SecurityGroup),
             groups: gone(ResourceKind::TargetGroup),
             balancers: gone(ResourceKind::LoadBalancer),
             services: gone(ResourceKind::Service),
@@ -283,6 +288,7 @@ impl Tables {
             }
             _ => None,
         }));
+        self.touched_by_security_groups(edits, &mut touched);
         if !groups.is_empty() {
             let names = |listener: &declaration::Listener| {
                 listener.target_groups.iter().any(|group| groups.contains(&*group.name))
@@ -318,6 +324,32 @@ impl Tables {
         let before = self.placed.group(&group.name).map(|index| self.snapshot.target_groups[index.at()].family);
         let after = group.targets.first().and_then(|target| target.address.parse().ok()).map(Family::of);
         before.is_some_and(|before| before != after.unwrap_or_default())
+    }
+
+    /// Groups whose rules name an edited group as their source, and who refers to one that goes.
+    fn touched_by_security_groups(&self, edits: &Edits, touched: &mut BTreeSet<(ResourceKind, String)>) {
+        let of_kind = || edits.iter().filter(|(key, _)| key.kind == ResourceKind::SecurityGroup);
+        if of_kind().next().is_none() {
+            return;
+        }
+        let edited: HashSet<&str> = of_kind().map(|(key, _)| key.name.as_str()).collect();
+        let is_source = |rule: &declaration::SecurityRule| {
+            rule.source_group.as_ref().is_some_and(|group| edited.contains(group.as_str()))
+        };
+        let users = self.declared.security_groups.values().filter(|group| group.rules.iter().any(is_source));
+        touched.extend(users.map(|group| (ResourceKind::SecurityGroup, group.name.clone())));
+        let gone = of_kind().filter(|(_, new)| new.is_none()).map(|(key, _)| key.name.as_str());
+        let gone: HashSet<&str> = gone.collect();
+        if gone.is_empty() {
+            return;
+        }
+        let names = |groups: &[String]| groups.iter().any(|group| gone.contains(group.as_str()));
+        let users = self.declared.balancers.values().filter(|balancer| names(&balancer.security_groups));
+        touched.extend(users.map(|balancer| (ResourceKind::LoadBalancer, balancer.name.clone())));
+        let gone: HashSet<_> = gone.into_iter().filter_map(|name| self.placed.security_group(name)).collect();
+        let users = self.snapshot.endpoints.iter().flatten();
+        let users = users.filter(|endpoint| endpoint.security_groups.iter().any(|group| gone.contains(group)));
+        touched.extend(users.map(|endpoint| (ResourceKind::Endpoint, endpoint.id.to_string())));
     }
 
     /// Checks the objects of `declaration` among those that are not `touched`.
@@ -380,6 +412,7 @@ impl Tables {
 impl Declared {
     pub(crate) fn has(&self, kind: ResourceKind, name: &str) -> bool {
         match kind {
+            ResourceKind::SecurityGroup => self.security_groups.contains_key(name),
             ResourceKind::TargetGroup => self.groups.contains_key(name),
             ResourceKind::LoadBalancer => self.balancers.contains_key(name),
             ResourceKind::Service => self.services.contains_key(name),
@@ -404,6 +437,7 @@ impl Declared {
 
     pub(crate) fn names(&self, kind: ResourceKind) -> Box<dyn Iterator<Item = &str> + '_> {
         match kind {
+            ResourceKind::SecurityGroup => Box::new(self.security_groups.keys().map(String::as_str)),
             ResourceKind::TargetGroup => Box::new(self.groups.keys().map(String::as_str)),
             ResourceKind::LoadBalancer => Box::new(self.balancers.keys().map(String::as_str)),
             ResourceKind::Service => Box::new(self.services.keys().map(String::as_str)),
@@ -419,9 +453,11 @@ impl Declared {
             }
         }
         match (key.kind, new) {
+            (_, Some(Resource::SecurityGroup(group))) => set(&mut self.security_groups, key.name, Some(group)),
             (_, Some(Resource::TargetGroup(group))) => set(&mut self.groups, key.name, Some(group)),
             (_, Some(Resource::LoadBalancer(balancer))) => set(&mut self.balancers, key.name, Some(balancer)),
             (_, Some(Resource::Service(service))) => set(&mut self.services, key.name, Some(service)),
+            (ResourceKind::SecurityGroup, None) => set(&mut self.security_groups, key.name, None),
             (ResourceKind::TargetGroup, None) => set(&mut self.groups, key.name, None),
             (ResourceKind::LoadBalancer, None) => set(&mut self.balancers, key.name, None),
             (ResourceKind::Service, None) => set(&mut self.services, key.name, None),
@@ -443,6 +479,7 @@ impl Declaration {
                 self.attachments.push(attachment);
             }
             Resource::SnatPool(pool) => self.snat_pools.push(pool),
+            Resource::SecurityGroup(group) => self.security_groups.push(group),
             Resource::TargetGroup(group) => self.target_groups.push(group),
             Resource::LoadBalancer(balancer) => self.load_balancers.push(balancer),
             Resource::Service(service) => self.services.push(service),

@@ -205,7 +205,7 @@ fn balancer() -> impl Strategy<Value = Resource> {
         ..Listener::default()
     });
     (0u8..4, prop::collection::vec(listener, 0..3)).prop_map(|(name, listeners)| {
-        Resource::LoadBalancer(LoadBalancer { name: format!("balancer-{name}"), listeners })
+        Resource::LoadBalancer(LoadBalancer { name: format!("balancer-{name}"), listeners, ..LoadBalancer::default() })
     })
 }
 
@@ -236,6 +236,7 @@ fn endpoint() -> impl Strategy<Value = Resource> {
                 addresses,
                 mtu,
                 echo,
+                ..Endpoint::default()
             })
         },
     )
@@ -327,6 +328,7 @@ proptest! {
                 target_groups: vec![WeightedGroup { name: format!("group-{at}"), weight: None }],
                 ..Listener::default()
             }],
+            ..LoadBalancer::default()
         });
         let service = |at| Resource::Service(Service {
             id: format!("vpce-svc-{at}"),

@@ -310,6 +310,7 @@ fn large(endpoints: u32, services: u32, targets: u32) -> Declaration {
                 target_groups: vec![declaration::WeightedGroup { name: format!("group-{number}"), weight: None }],
                 ..Default::default()
             }],
+            ..Default::default()
         });
         declaration.services.push(declaration::Service {
             id: format!("vpce-svc-{number:017x}"),

@@ -56,7 +56,7 @@ fn what_is_not_toml_or_unknown_is_named_with_its_line() {
         (
             "[[service]]",
             "[[services]]",
-            r#"line 74: unknown field `services`, expected one of `gateway`, `control`, `workers`, `selection`, `limits`, `port`, `vpc`, `attachment`, `route`, `snat_pool`, `target_group`, `load_balancer`, `service`, `endpoint`, in: [[services]]"#,
+            r#"line 74: unknown field `services`, expected one of `gateway`, `control`, `workers`, `selection`, `limits`, `port`, `vpc`, `attachment`, `route`, `snat_pool`, `security_group`, `target_group`, `load_balancer`, `service`, `endpoint`, in: [[services]]"#,
         ),
         ("name = \"lab\"", "name = \"lab\"\nname = \"lab\"", r#"line 3: duplicate key, in: name = "lab""#),
     ]);

@@ -4,8 +4,8 @@ use std::collections::BTreeSet;
 
 use postern_tables::declaration::{
     Attachment, Control, Endpoint, Gateway, HealthCheck, HealthCheckProtocol, Limits, Listener, LoadBalancer, Mode,
-    Polling, Port, Protocol, ProxyProtocol, ReturnPath, Route, Selection, Service, SnatPool, Target, TargetGroup, Vpc,
-    WeightedGroup, Workers,
+    Polling, Port, Protocol, ProxyProtocol, ReturnPath, Route, RuleProtocol, SecurityGroup, SecurityRule, Selection,
+    Service, SnatPool, Target, TargetGroup, Vpc, WeightedGroup, Workers,
 };
 use postern_tables::{Checked, Declaration, compile};
 
@@ -89,6 +89,17 @@ fn every_key() -> Declaration {
             ports: Some(text()),
             rest_seconds: Some(1),
         }],
+        security_groups: vec![SecurityGroup {
+            name: text(),
+            prefixes: vec![text()],
+            cut_flows: Some(true),
+            rules: vec![SecurityRule {
+                protocol: Some(RuleProtocol::Icmp),
+                ports: Some(text()),
+                source: Some(text()),
+                source_group: Some(text()),
+            }],
+        }],
         target_groups: vec![TargetGroup {
             name: text(),
             vpc: text(),
@@ -112,6 +123,8 @@ fn every_key() -> Declaration {
         }],
         load_balancers: vec![LoadBalancer {
             name: text(),
+            security_groups: vec![text()],
+            enforce_on_private_link: Some(true),
             listeners: vec![Listener {
                 protocol: Protocol::Udp,
                 port: 1,
@@ -129,6 +142,7 @@ fn every_key() -> Declaration {
             addresses: vec![text()],
             mtu: Some(1),
             echo: Some(true),
+            security_groups: vec![text()],
         }],
     }
 }

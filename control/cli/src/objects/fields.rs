@@ -53,7 +53,7 @@ pub(super) enum Form {
     Routes,
     /// `ADDRESS|any[,zone=ZONE][,gateway=GATEWAY]`.
     Addresses,
-    /// `SOURCE[,protocol=tcp|udp][,ports=FIRST-LAST]`.
+    /// `SOURCE[,protocol=tcp|udp|icmp][,ports=FIRST-LAST]`.
     Rules,
 }
 

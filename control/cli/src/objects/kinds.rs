@@ -207,6 +207,12 @@ const LOAD_BALANCER: &[Field] = &[
     Field::new("listener", "listeners", Form::Listeners, "What it listens on, and the target groups behind"),
     Field::new("cross-zone", "cross_zone", Form::Switch, "Whether targets of other zones get flows"),
     Field::new("security-group", "security_groups", Form::Texts("GROUP"), "A security group"),
+    Field::new(
+        "enforce-on-private-link",
+        "enforce_on_private_link",
+        Form::Switch,
+        "Whether they hold for clients that come by a private link",
+    ),
 ];
 
 const SERVICE: &[Field] = &[
@@ -242,7 +248,10 @@ const ENDPOINT: &[Field] = &[
     Field::new("snat-port-budget", "snat_port_budget", Form::Number, "Most SNAT ports at a time"),
 ];
 
-const SECURITY_GROUP: &[Field] = &[Field::new("rule", "rules", Form::Rules, "Who may come in")];
+const SECURITY_GROUP: &[Field] = &[
+    Field::new("rule", "rules", Form::Rules, "Who may come in"),
+    Field::new("cut-flows", "cut_flows", Form::Switch, "Whether live flows end that no rule allows any more"),
+];
 
 #[cfg(test)]
 mod tests {

@@ -9,8 +9,8 @@ use super::super::Refusal;
 use super::super::access::called;
 use super::super::addresses::{Network, Prefix, unicast};
 use super::super::model::{
-    HealthCheckSpec, Kind, ListenerSpec, LoadBalancerSpec, PlainSpec, Protocol, ProxyProtocol, SecurityGroupSpec,
-    ServiceSpec, TargetGroupSpec, TargetSpec,
+    HealthCheckSpec, Kind, ListenerSpec, LoadBalancerSpec, PlainSpec, Protocol, ProxyProtocol, RuleProtocol,
+    SecurityGroupSpec, ServiceSpec, TargetGroupSpec, TargetSpec,
 };
 use super::super::object::AnyObject;
 use super::super::resolve::SLOTS;
@@ -204,6 +204,10 @@ impl Checker<'_, '_> {
         few("spec.rules", spec.rules.len(), 1000, " rules")?;
         for (at, rule) in spec.rules.iter().enumerate() {
             Prefix::parse(|| format!("spec.rules[{at}].source"), &rule.source)?;
+            if let Some(ports) = rule.ports.as_ref().filter(|_| rule.protocol == Some(RuleProtocol::Icmp)) {
+                let form = "for ICMP, which has no ports; leave it out";
+                return Err(Refusal::form(format!("spec.rules[{at}].ports"), ports, form));
+            }
             if let Some(ports) = &rule.ports
                 && numbers(ports).is_none_or(|range| *range.start() < 1 || *range.end() > 65_535)
             {

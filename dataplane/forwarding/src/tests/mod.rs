@@ -10,4 +10,5 @@ mod nat64;
 mod noise;
 mod ports;
 mod proxy_header;
+mod security_groups;
 mod tcp_life;

@@ -174,7 +174,7 @@ pub struct TargetView {
 /// optional fields have the default of the file.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Resource {
-    #[prost(oneof = "resource::Resource", tags = "1, 2, 3, 4, 5, 6, 7")]
+    #[prost(oneof = "resource::Resource", tags = "1, 2, 3, 4, 5, 6, 7, 8")]
     pub resource: ::core::option::Option<resource::Resource>,
 }
 /// Nested message and enum types in `Resource`.
@@ -195,6 +195,8 @@ pub mod resource {
         Service(super::Service),
         #[prost(message, tag = "7")]
         Endpoint(super::Endpoint),
+        #[prost(message, tag = "8")]
+        SecurityGroup(super::SecurityGroup),
     }
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -253,6 +255,28 @@ pub struct SnatPool {
     pub rest_seconds: ::core::option::Option<u32>,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
+pub struct SecurityGroup {
+    #[prost(string, tag = "1")]
+    pub name: ::prost::alloc::string::String,
+    #[prost(string, repeated, tag = "2")]
+    pub prefixes: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    #[prost(bool, optional, tag = "3")]
+    pub cut_flows: ::core::option::Option<bool>,
+    #[prost(message, repeated, tag = "4")]
+    pub rules: ::prost::alloc::vec::Vec<SecurityRule>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct SecurityRule {
+    #[prost(enumeration = "RuleProtocol", tag = "1")]
+    pub protocol: i32,
+    #[prost(string, optional, tag = "2")]
+    pub ports: ::core::option::Option<::prost::alloc::string::String>,
+    #[prost(string, optional, tag = "3")]
+    pub source: ::core::option::Option<::prost::alloc::string::String>,
+    #[prost(string, optional, tag = "4")]
+    pub source_group: ::core::option::Option<::prost::alloc::string::String>,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
 pub struct TargetGroup {
     #[prost(string, tag = "1")]
     pub name: ::prost::alloc::string::String,
@@ -309,6 +333,10 @@ pub struct LoadBalancer {
     pub name: ::prost::alloc::string::String,
     #[prost(message, repeated, tag = "2")]
     pub listeners: ::prost::alloc::vec::Vec<Listener>,
+    #[prost(string, repeated, tag = "3")]
+    pub security_groups: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    #[prost(bool, optional, tag = "4")]
+    pub enforce_on_private_link: ::core::option::Option<bool>,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Listener {
@@ -354,6 +382,8 @@ pub struct Endpoint {
     pub mtu: ::core::option::Option<u32>,
     #[prost(bool, optional, tag = "6")]
     pub echo: ::core::option::Option<bool>,
+    #[prost(string, repeated, tag = "7")]
+    pub security_groups: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
 }
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
 #[repr(i32)]
@@ -410,6 +440,7 @@ pub enum Kind {
     LoadBalancer = 5,
     Service = 6,
     Endpoint = 7,
+    SecurityGroup = 8,
 }
 impl Kind {
     /// String value of the enum field names used in the ProtoBuf definition.
@@ -426,6 +457,7 @@ impl Kind {
             Self::LoadBalancer => "KIND_LOAD_BALANCER",
             Self::Service => "KIND_SERVICE",
             Self::Endpoint => "KIND_ENDPOINT",
+            Self::SecurityGroup => "KIND_SECURITY_GROUP",
         }
     }
     /// Creates an enum from field names used in the ProtoBuf definition.
@@ -439,6 +471,42 @@ impl Kind {
             "KIND_LOAD_BALANCER" => Some(Self::LoadBalancer),
             "KIND_SERVICE" => Some(Self::Service),
             "KIND_ENDPOINT" => Some(Self::Endpoint),
+            "KIND_SECURITY_GROUP" => Some(Self::SecurityGroup),
+            _ => None,
+        }
+    }
+}
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum RuleProtocol {
+    Unspecified = 0,
+    Any = 1,
+    Tcp = 2,
+    Udp = 3,
+    Icmp = 4,
+}
+impl RuleProtocol {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Unspecified => "RULE_PROTOCOL_UNSPECIFIED",
+            Self::Any => "RULE_PROTOCOL_ANY",
+            Self::Tcp => "RULE_PROTOCOL_TCP",
+            Self::Udp => "RULE_PROTOCOL_UDP",
+            Self::Icmp => "RULE_PROTOCOL_ICMP",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "RULE_PROTOCOL_UNSPECIFIED" => Some(Self::Unspecified),
+            "RULE_PROTOCOL_ANY" => Some(Self::Any),
+            "RULE_PROTOCOL_TCP" => Some(Self::Tcp),
+            "RULE_PROTOCOL_UDP" => Some(Self::Udp),
+            "RULE_PROTOCOL_ICMP" => Some(Self::Icmp),
             _ => None,
         }
     }

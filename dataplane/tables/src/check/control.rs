@@ -133,7 +133,16 @@ pub(super) fn control(checker: &mut Checker<'_>, declaration: &Declaration) -> O
 /// What control declares may not stand in the file too: one of them would be ignored.
 fn nothing_else_is_declared(checker: &mut Checker<'_>, declaration: &Declaration) {
     let Declaration {
-        vpcs, attachments, routes, snat_pools, target_groups, load_balancers, services, endpoints, ..
+        vpcs,
+        attachments,
+        routes,
+        snat_pools,
+        security_groups,
+        target_groups,
+        load_balancers,
+        services,
+        endpoints,
+        ..
     } = declaration;
     let first = |name: &Option<&String>| name.cloned().unwrap_or_default();
     for (table, name) in [
@@ -141,6 +150,7 @@ fn nothing_else_is_declared(checker: &mut Checker<'_>, declaration: &Declaration
         ("attachment", attachments.first().map(|attachment| &attachment.name)),
         ("route", routes.first().map(|route| &route.destination)),
         ("snat_pool", snat_pools.first().map(|pool| &pool.name)),
+        ("security_group", security_groups.first().map(|group| &group.name)),
         ("target_group", target_groups.first().map(|group| &group.name)),
         ("load_balancer", load_balancers.first().map(|balancer| &balancer.name)),
         ("service", services.first().map(|service| &service.id)),

@@ -97,7 +97,7 @@ impl Families<'_> {
         let turned = |group: &&CheckedGroup| {
             group.family() == Family::V6 && world.family_before(&group.name) != Some(Family::V6)
         };
-        let is_new = self.groups.values().any(|group| turned(group))
+        let is_new = self.groups.values().any(turned)
             || self.balancers.keys().any(|balancer| self.listeners_are_wide(balancer).contains(&true))
             || self.services.keys().any(|service| self.is_wide_only(service));
         if !is_new {

@@ -9,6 +9,7 @@ use postern_wire::Family;
 
 use super::health;
 use super::network::{Facts, LEAST_MTU, LocalKey, Network};
+use super::security;
 use super::{CheckedBalancer, CheckedEndpoint, CheckedGroup, CheckedListener, CheckedService, Checker, Names, World};
 use crate::declaration::{self, Declaration, Protocol};
 use crate::error::Problem;
@@ -169,6 +170,9 @@ pub(super) fn load_balancers(
     let mut checked = Vec::new();
     for (at, written) in declaration.load_balancers.iter().enumerate() {
         checker.name(|| key(at), &written.name);
+        let key = || format!("{}.security_groups", place(at));
+        let security_groups = security::references(checker, &key, &written.security_groups, declaration, world);
+        let enforced = written.enforce_on_private_link.unwrap_or(true);
         let mut listeners = Vec::new();
         let mut taken = HashMap::new();
         for (position, listener) in written.listeners.iter().enumerate() {
@@ -180,7 +184,11 @@ pub(super) fn load_balancers(
             }
             listeners.push(checked);
         }
-        checked.push(CheckedBalancer { name: written.name.clone(), listeners });
+        checked.push(CheckedBalancer {
+            name: written.name.clone(),
+            listeners,
+            security_groups: if enforced { security_groups } else { Vec::new() },
+        });
     }
     checked
 }
@@ -336,12 +344,15 @@ pub(super) fn endpoints(
             let range = (i64::from(LEAST_MTU), 65_535);
             checker.number(&|| key(at, "mtu"), mtu.into(), range, " bytes with an IPv6 address");
         }
+        let groups = &written.security_groups;
+        let security_groups = security::references(checker, &|| key(at, "security_groups"), groups, declaration, world);
         checked.push(CheckedEndpoint {
             id: written.id.clone(),
             vpc: vpc.unwrap_or(0),
             service: written.service.clone(),
             addresses,
             written: (mtu, written.echo),
+            security_groups,
         });
     }
     checked

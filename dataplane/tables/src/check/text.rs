@@ -75,12 +75,17 @@ pub fn network_end(prefix: IpPrefix, address: IpAddr) -> Option<&'static str> {
 /// `1024-65535` or `5000`.
 #[must_use]
 pub fn port_range(text: &str) -> Option<RangeInclusive<u16>> {
+    ports(text).filter(|range| *range.start() >= 1024)
+}
+
+/// The same from port 0 on.
+pub(super) fn ports(text: &str) -> Option<RangeInclusive<u16>> {
     let number = |text: &str| text.trim().parse::<u16>().ok();
     let (first, last) = match text.split_once('-') {
         Some((first, last)) => (number(first)?, number(last)?),
         None => (number(text)?, number(text)?),
     };
-    (1024 <= first && first <= last).then_some(first..=last)
+    (first <= last).then_some(first..=last)
 }
 
 /// 32 hexadecimal digits.

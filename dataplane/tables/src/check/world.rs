@@ -133,6 +133,11 @@ impl<'a> World<'a> {
             .filter(|group| !self.touched.contains(&(ResourceKind::TargetGroup, &*group.name)))
     }
 
+    /// A security group.
+    pub(super) fn security_group(&self, name: &str) -> Option<&'a declaration::SecurityGroup> {
+        self.declared.security_groups.get(name)
+    }
+
     /// A group and its VPC (declared index).
     pub(super) fn group(&self, name: &str) -> (usize, &'a declaration::TargetGroup) {
         let group = &self.declared.groups[name];
