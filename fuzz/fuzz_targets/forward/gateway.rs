@@ -146,7 +146,8 @@ impl<'m> Gateway<'m> {
         for worker in &self.workers {
             let counters = worker.counters();
             assert_eq!(counters.imbalance(), 0, "frames are lost or counted twice: {counters:?}");
-            assert!(counters.flows.get() <= self.flows);
+            // As many with an IPv6 side as without.
+            assert!(counters.flows.get() <= 2 * self.flows);
             assert!(counters.half_open.get() <= counters.flows.get());
             let made = counters.flows_new.get() - counters.flows_ended.get();
             assert_eq!(made, counters.flows.get());
@@ -171,7 +172,11 @@ impl<'m> Gateway<'m> {
         let live: u64 = self.workers.iter().map(|worker| worker.counters().flows.get()).sum();
         assert_eq!(views.len() as u64, live);
         for view in views {
-            let reverse = (view.reverse.addresses, view.reverse.rest);
+            // Of IPv6, keys have only words of the addresses, which are each worker's own.
+            let reverse = match view.addresses.filter(|_| view.reverse.is_wide()) {
+                None => (view.reverse.addresses, view.reverse.rest, None),
+                Some(addresses) => (0, view.reverse.rest, Some(addresses.reverse)),
+            };
             assert!(seen.insert(reverse), "two flows share an SNAT port toward one target: {view:?}");
         }
     }
@@ -191,8 +196,8 @@ impl<'m> Gateway<'m> {
     }
 
     fn arrival(&mut self, input: &mut Input<'_>) -> Arrival {
-        let (port, mut bytes) = packet::arriving(input);
         let how = input.byte();
+        let (port, mut bytes) = if how & 32 == 0 { packet::arriving(input) } else { packet::arriving6(input) };
         if how & 1 != 0 {
             packet::damage(input, &mut bytes);
         }

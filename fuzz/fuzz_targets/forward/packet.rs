@@ -8,9 +8,21 @@ pub(crate) const ENDPOINT: [u8; 4] = [10, 0, 0, 100];
 pub(crate) const SNAT: [u8; 4] = [10, 9, 0, 200];
 pub(crate) const TARGET: [u8; 4] = [10, 9, 0, 11];
 
+/// The same of IPv6.
+const ENDPOINT6: [u8; 16] = with_last([0x20, 1, 0xd, 0xb8, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0], 0);
+const CLIENT6: [u8; 16] = with_last([0x20, 1, 0xd, 0xb8, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0], 2);
+const SNAT6: [u8; 16] = with_last([0x20, 1, 0xd, 0xb8, 0, 9, 0, 0, 0, 0, 0, 0, 0, 0, 2, 0], 0);
+const TARGET6: [u8; 16] = with_last([0x20, 1, 0xd, 0xb8, 0, 9, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0], 0x11);
+
 const TCP: u8 = 6;
 const UDP: u8 = 17;
 const ICMP: u8 = 1;
+const ICMPV6: u8 = 58;
+
+const fn with_last(mut address: [u8; 16], last: u8) -> [u8; 16] {
+    address[15] = last;
+    address
+}
 
 /// The bytes of an input, one after the other; zeros behind its end.
 pub(crate) struct Input<'i> {
@@ -117,10 +129,58 @@ pub(crate) fn fragments(input: &mut Input<'_>, frame: &[u8]) -> Vec<Vec<u8>> {
     starts.into_iter().map(cut).collect()
 }
 
+/// The same of IPv6. From the provider's side also packets to the IPv4 SNAT address belong to IPv6 clients.
+pub(crate) fn arriving6(input: &mut Input<'_>) -> (u16, Vec<u8>) {
+    let shape = input.byte();
+    let port = u16::from(shape & 3) % 3;
+    let number = input.byte();
+    let payload = vec![0x5a; usize::from(input.byte()) * 8];
+    let (source, destination) =
+        if port == 2 { (TARGET6, SNAT6) } else { (with_last(CLIENT6, 2 + (number >> 6)), ENDPOINT6) };
+    let ports = if port == 2 { (80, 1024 + u16::from(number & 63)) } else { (4000 + u16::from(number & 63), 80) };
+    let (protocol, transport) = match shape >> 2 & 7 {
+        0..=2 => (TCP, tcp(ports, [0x02, 0x10, 0x11, 0x04, 0x12, 0x14, 0x18, 0x00][usize::from(shape >> 5)], &payload)),
+        3 | 4 => (UDP, udp(ports, &payload)),
+        5 => (ICMPV6, [&[[128, 135, 136, 133][usize::from(shape >> 6)], 0, 0, 0, 0, 7, 0, 1][..], &payload].concat()),
+        6 => {
+            // An error about a packet that the gateway sent from here.
+            let quoted = ipv6(destination, source, TCP, &tcp((ports.1, ports.0), 0x10, &payload));
+            let quoted = &quoted[..quoted.len().min(48 + payload.len() / 2)];
+            let kind = 1 + (shape >> 6);
+            (ICMPV6, [&[kind, shape >> 5 & 1, 0, 0, 0, 0, 5, 0x40][..], quoted].concat())
+        }
+        _ => {
+            let first = [0u8, 43, 44, 60][usize::from(shape >> 6)];
+            let extension = [UDP, 0, if first == 43 { 2 } else { 0 }, shape >> 5 & 1, 0, 0, 0, 7];
+            (first, [&extension[..], &udp(ports, &payload)].concat())
+        }
+    };
+    let mut bytes = ethernet(port, [source[12], source[13], source[14], source[15]], &[]);
+    let at = bytes.len() - 2;
+    bytes[at..].copy_from_slice(&[0x86, 0xdd]);
+    bytes.extend(ipv6(source, destination, protocol, &transport));
+    mend(&mut bytes);
+    (port, bytes)
+}
+
 /// The answer to a translated frame, as whoever got it would send it, with other TCP flags.
 pub(crate) fn answer(frame: &[u8], flags: u8) -> Option<Vec<u8>> {
     let mut bytes = frame.to_vec();
     let l3 = if bytes.get(12..14)? == [0x81, 0] { 18 } else { 14 };
+    if bytes.len() > l3 + 44 && bytes[l3] >> 4 == 6 {
+        for at in 0..6 {
+            bytes.swap(at, at + 6);
+        }
+        for at in l3 + 8..l3 + 24 {
+            bytes.swap(at, at + 16);
+        }
+        bytes.swap(l3 + 40, l3 + 42);
+        bytes.swap(l3 + 41, l3 + 43);
+        if bytes[l3 + 6] == TCP && bytes.len() > l3 + 53 {
+            bytes[l3 + 53] = flags;
+        }
+        return Some(bytes);
+    }
     if bytes.len() < l3 + 24 || bytes[l3] != 0x45 {
         return None;
     }
@@ -158,10 +218,19 @@ pub(crate) fn damage(input: &mut Input<'_>, bytes: &mut Vec<u8>) {
     }
 }
 
-/// Makes an IPv4 header's total length and checksum right, where there is one.
+/// Makes an IPv4 header's total length and checksum right, where there is one; of IPv6 the payload length and the checksum of
+/// ICMPv6.
 fn mend(bytes: &mut [u8]) {
     let l3 = if bytes.get(12..14) == Some(&[0x81, 0]) { 18 } else { 14 };
     let Some(ip) = bytes.get_mut(l3..).filter(|ip| ip.len() >= 20) else { return };
+    if ip[0] >> 4 == 6 && ip.len() >= 48 {
+        let length = ip.len() as u16 - 40;
+        ip[4..6].copy_from_slice(&length.to_be_bytes());
+        if let (ICMPV6, Some(addresses)) = (ip[6], postern_wire::ipv6::addresses(ip, 0).copied()) {
+            postern_wire::icmpv6::complete_checksum(&mut ip[40..], &addresses);
+        }
+        return;
+    }
     let header = usize::from(ip[0] & 15) * 4;
     if header < 20 || header > ip.len() {
         return;
@@ -220,6 +289,17 @@ fn ipv4(source: [u8; 4], destination: [u8; 4], protocol: u8, ttl: u8, transport:
     bytes[10..12].copy_from_slice(&sum.to_le_bytes());
     bytes.extend(transport);
     bytes
+}
+
+fn ipv6(source: [u8; 16], destination: [u8; 16], protocol: u8, transport: &[u8]) -> Vec<u8> {
+    let [high, low] = (transport.len() as u16).to_be_bytes();
+    let header = [0x60, 0, 0, 0, high, low, protocol, 64];
+    let mut transport = transport.to_vec();
+    // A datagram must have some checksum, right or wrong.
+    if protocol == UDP && transport[6..8] == [0, 0] {
+        transport[7] = 1;
+    }
+    [&header[..], &source, &destination, &transport].concat()
 }
 
 fn ethernet(port: u16, source: [u8; 4], packet: &[u8]) -> Vec<u8> {

@@ -4,8 +4,8 @@ use std::sync::{Arc, LazyLock};
 
 use postern_tables::{Declaration, Snapshot, compile};
 
-/// Two consumers with the same addresses, the second behind a VLAN, and a provider. The pool is so small that ports run out
-/// and workers borrow.
+/// Two consumers with the same addresses, the second behind a VLAN, and a provider, all with both families; IPv6 clients have
+/// targets of both. The pool is so small that ports run out and workers borrow.
 const BASE: &str = r#"
 [[port]]
 interface = "a"
@@ -23,25 +23,32 @@ id = "vpc-p"
 name = "a"
 vpc = "vpc-a"
 port = "a"
-prefixes = ["10.0.0.0/24"]
+prefixes = ["10.0.0.0/24", "2001:db8:1::/64"]
 [[attachment]]
 name = "b"
 vpc = "vpc-b"
 port = "b"
 vlan = 5
-prefixes = ["10.0.0.0/24"]
+prefixes = ["10.0.0.0/24", "2001:db8:1::/64"]
 return = "last_hop"
 [[attachment]]
 name = "p"
 vpc = "vpc-p"
 port = "p"
-prefixes = ["10.9.0.0/24"]
+prefixes = ["10.9.0.0/24", "2001:db8:9::/64"]
 [[snat_pool]]
 name = "pool"
 vpc = "vpc-p"
-addresses = ["10.9.0.200"]
+addresses = ["10.9.0.200", "2001:db8:9::200"]
 ports = "1024-1050"
 rest_seconds = 5
+[[target_group]]
+name = "web6"
+vpc = "vpc-p"
+snat_pool = "pool"
+[[target_group.target]]
+address = "2001:db8:9::11"
+port = 80
 [[target_group]]
 name = "web"
 vpc = "vpc-p"
@@ -54,12 +61,12 @@ name = "lb"
 [[load_balancer.listener]]
 protocol = "tcp"
 port = 80
-target_groups = [{ name = "web" }]
+target_groups = [{ name = "web" }, { name = "web6" }]
 [[load_balancer.listener]]
 protocol = "udp"
 port = 80
 idle_seconds = 10
-target_groups = [{ name = "web" }]
+target_groups = [{ name = "web" }, { name = "web6" }]
 [[service]]
 id = "vpce-svc-web"
 load_balancers = ["lb"]
@@ -67,7 +74,7 @@ load_balancers = ["lb"]
 id = "vpce-b"
 vpc = "vpc-b"
 service = "vpce-svc-web"
-addresses = ["10.0.0.100"]
+addresses = ["10.0.0.100", "2001:db8:1::100"]
 mtu = 1400
 "#;
 
@@ -76,7 +83,7 @@ const ENDPOINT_A: &str = r#"
 id = "vpce-a"
 vpc = "vpc-a"
 service = "vpce-svc-web"
-addresses = ["10.0.0.100"]
+addresses = ["10.0.0.100", "2001:db8:1::100"]
 "#;
 
 /// All tables, in the order in which they are applied.
@@ -95,7 +102,7 @@ pub(crate) static SNAPSHOTS: LazyLock<Vec<Arc<Snapshot>>> = LazyLock::new(|| {
         ),
         // The listeners move, the pool loses its address, an MTU shrinks.
         whole.replace("udp\"\nport = 80", "udp\"\nport = 81"),
-        whole.replace("[\"10.9.0.200\"]", "[]"),
+        whole.replace("[\"10.9.0.200\", \"2001:db8:9::200\"]", "[]"),
         whole.replace("port = \"p\"\n", "port = \"p\"\nmtu = 576\n"),
         whole,
     ];
