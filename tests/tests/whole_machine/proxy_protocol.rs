@@ -42,8 +42,8 @@ fn target(bed: &Bed) -> &Node {
     bed.targets()[0].node()
 }
 
-fn connect(client: Client) -> TcpStream {
-    let client = Client { deadline: PATIENCE, ..client };
+fn connect(mut client: Client) -> TcpStream {
+    client.deadline = PATIENCE;
     client.connect(postern_lab::network::bulk(), 0).unwrap()
 }
 
