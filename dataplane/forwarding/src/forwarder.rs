@@ -529,9 +529,6 @@ impl<'m> Forwarder<'m> {
             PacketKind::Icmp => self.icmp(frame, &slot.parsed, outbox, now),
             PacketKind::NeighbourDiscovery => self.neighbour_discovery(frame, &slot.parsed),
             PacketKind::Icmpv6 => self.icmpv6(frame, &slot.parsed, outbox, now),
-            PacketKind::Fragment if slot.parsed.key.is_wide() => {
-                self.refuse_of_any(frame, &slot.parsed, DropReason::FragmentRefused)
-            }
             PacketKind::Fragment => self.fragment(frame, &slot.parsed, note, outbox, now),
             _ => self.refuse_of_any(frame, &slot.parsed, DropReason::Protocol),
         }

@@ -1,4 +1,4 @@
-//! Fragments (RFC 791 §3.2): the first decides for all of its datagram, and each is translated by itself, without putting the
+//! Fragments (RFC 791 §3.2, RFC 8200 §4.5): the first decides for all of its datagram, and each is translated by itself, without putting the
 //! datagram together. What comes before the first waits, within bounds of memory and time.
 //!
 //! All fragments of a datagram meet at one worker, which gathers them: it sees to it that no two overlap, so that nothing
@@ -11,14 +11,18 @@ mod table;
 use postern_measurement::Now;
 use postern_steering::Ownership;
 use postern_tables::snapshot::LocalAddress;
-use postern_translation::fragments::{Identifications, Seen, identify};
-use postern_translation::icmp;
+use postern_translation::fragments::{Identifications, Seen, identify, identify6};
+use postern_translation::icmp::return_to_source;
+use postern_translation::icmpv6::return_to_source6;
 use postern_wire::frame::HEADROOM;
-use postern_wire::icmp::ECHO_REQUEST;
-use postern_wire::parse::{PROTOCOL_ICMP, PROTOCOL_TCP, PROTOCOL_UDP};
-use postern_wire::{AttachmentIndex, FlowKey, Fragment, Frame, PacketKind, Parsed, fragment, ipv4, parse};
+use postern_wire::ipv6::AddressPair;
+use postern_wire::parse::{PROTOCOL_ICMP, PROTOCOL_ICMPV6, PROTOCOL_TCP, PROTOCOL_UDP};
+use postern_wire::{
+    AttachmentIndex, FlowKey, Fragment, Frame, PacketKind, Parsed, fragment, icmp, icmpv6, ipv4, ipv6, parse,
+};
 
 use crate::forwarder::{Forwarder, Slot};
+use crate::ipv6::first::folded;
 use crate::outbox::{Origin, Outbox};
 use crate::verdict::{DropReason, HandoffNote, Verdict, WorkerIndex};
 use hold::{HoldingRoom, NoRoom};
@@ -75,6 +79,18 @@ pub(crate) fn is_fragment(frame: &Frame<'_>, parsed: &Parsed) -> bool {
     flags_and_offset(frame, parsed) & 0x3fff != 0
 }
 
+/// Whether an IPv6 packet is a fragment, the first included.
+pub(crate) fn is_fragment6(frame: &Frame<'_>, parsed: &Parsed) -> bool {
+    let (l3, l4) = (usize::from(parsed.l3), usize::from(parsed.l4));
+    // Without extension headers there is none for fragments.
+    l4 > l3 + ipv6::HEADER
+        && frame
+            .bytes()
+            .get(l3..l4)
+            .and_then(|headers| ipv6::upper(headers).ok()?.fragment)
+            .is_some_and(|header| !header.is_atomic())
+}
+
 /// Whether an IPv4 packet may be cut: DF is clear.
 pub(crate) fn may_be_cut(frame: &Frame<'_>, parsed: &Parsed) -> bool {
     flags_and_offset(frame, parsed) & 0x4000 == 0
@@ -88,11 +104,20 @@ fn flags_and_offset(frame: &Frame<'_>, parsed: &Parsed) -> u16 {
 }
 
 /// The worker at which all fragments of a datagram meet, as steering has it.
-fn gatherer(ownership: &Ownership, parsed: &Parsed, identification: u32) -> WorkerIndex {
-    let identification = u32::from((identification as u16).swap_bytes());
-    let ports = identification | u32::from(parsed.vlan) << 16;
-    let key = FlowKey::from_wire(AttachmentIndex(0), parsed.key.protocol(), parsed.key.addresses, ports);
-    WorkerIndex(ownership.of_flow(key))
+fn gatherer(ownership: &Ownership, frame: &Frame<'_>, parsed: &Parsed, identification: u32) -> WorkerIndex {
+    let key = parsed.key;
+    let addresses = ipv6::addresses(frame.bytes(), usize::from(parsed.l3)).filter(|_| key.is_wide());
+    WorkerIndex(match addresses {
+        Some(addresses) => {
+            let named = FlowKey { rest: key.rest & !0xffff_ffff | u64::from(identification.swap_bytes()), ..key };
+            ownership.of_flow(folded(addresses, named))
+        }
+        None => {
+            let identification = u32::from((identification as u16).swap_bytes());
+            let ports = identification | u32::from(parsed.vlan) << 16;
+            ownership.of_flow(FlowKey::from_wire(AttachmentIndex(0), key.protocol(), key.addresses, ports))
+        }
+    })
 }
 
 impl Forwarder<'_> {
@@ -107,22 +132,24 @@ impl Forwarder<'_> {
         outbox: &mut Outbox,
         now: Now,
     ) -> Verdict {
-        if self.snapshot.local(parsed.key.attachment(), parsed.key.destination()).is_none() {
+        let icmp = if parsed.key.is_wide() { PROTOCOL_ICMPV6 } else { PROTOCOL_ICMP };
+        let nameless = DatagramKey::of(frame, parsed, 0);
+        let Some(nameless) = nameless.filter(|key| key.local(&self.snapshot).is_some()) else {
             return self.refuse(DropReason::NotLocal);
-        }
-        if !matches!(parsed.key.protocol(), PROTOCOL_TCP | PROTOCOL_UDP | PROTOCOL_ICMP) {
-            return self.refuse_at(parsed, DropReason::Protocol);
+        };
+        if ![PROTOCOL_TCP, PROTOCOL_UDP, icmp].contains(&parsed.key.protocol()) {
+            return self.refuse_of_any(frame, parsed, DropReason::Protocol);
         }
         // Nobody can complete a sum over bytes that are not there.
         if frame.offload.is_partial() {
-            return self.refuse_at(parsed, DropReason::Offload);
+            return self.refuse_of_any(frame, parsed, DropReason::Offload);
         }
         let Ok(fragment) = Fragment::read(frame, parsed) else {
-            return self.refuse_at(parsed, DropReason::FragmentHeader);
+            return self.refuse_of_any(frame, parsed, DropReason::FragmentHeader);
         };
         let gathers = match note {
             None => {
-                let gatherer = gatherer(&self.ownership, parsed, fragment.identification);
+                let gatherer = gatherer(&self.ownership, frame, parsed, fragment.identification);
                 if gatherer != self.worker && gatherer.0 < self.workers {
                     return Verdict::Handoff(gatherer, HandoffNote::Gather);
                 }
@@ -132,12 +159,12 @@ impl Forwarder<'_> {
             Some(_) => false,
         };
         let note = note.filter(|note| *note != HandoffNote::Gather);
-        let key = DatagramKey::of(parsed.key, fragment.identification);
+        let key = DatagramKey { identification: fragment.identification, ..nameless };
         let Some(at) = self.datagram(&key, gathers || fragment.is_first(), now) else {
-            return self.refuse_at(parsed, DropReason::FragmentRefused);
+            return self.refuse_of_any(frame, parsed, DropReason::FragmentRefused);
         };
         if let Err(reason) = self.see(at, &fragment, gathers, now) {
-            return self.refuse_at(parsed, reason);
+            return self.refuse_of_any(frame, parsed, reason);
         }
         let verdict = if fragment.is_first() {
             let verdict = self.first_fragment(frame, parsed, at, note, outbox, now);
@@ -212,13 +239,15 @@ impl Forwarder<'_> {
         now: Now,
     ) -> Verdict {
         let (key, verdict) = match fragment::first(frame, parsed) {
-            Err(_) => (parsed.key, self.refuse_at(parsed, DropReason::FragmentHeader)),
-            Ok(first) if first.kind == PacketKind::Icmp => {
-                let is_request = frame.bytes().get(usize::from(first.l4)) == Some(&ECHO_REQUEST);
-                let verdict = if is_request {
+            Err(_) => (parsed.key, self.refuse_of_any(frame, parsed, DropReason::FragmentHeader)),
+            Ok(first) if matches!(first.kind, PacketKind::Icmp | PacketKind::Icmpv6) => {
+                let kind = frame.bytes().get(usize::from(first.l4)).copied();
+                let verdict = if first.kind == PacketKind::Icmp && kind == Some(icmp::ECHO_REQUEST) {
                     self.icmp(frame, &first, outbox, now)
+                } else if first.kind == PacketKind::Icmpv6 && kind == Some(icmpv6::ECHO_REQUEST) {
+                    self.icmpv6(frame, &first, outbox, now)
                 } else {
-                    self.refuse_at(parsed, DropReason::IcmpType)
+                    self.refuse_of_any(frame, parsed, DropReason::IcmpType)
                 };
                 (first.key, verdict)
             }
@@ -251,14 +280,18 @@ impl Forwarder<'_> {
             Course::Elsewhere(to) => Verdict::Handoff(to, HandoffNote::Owned),
             Course::Echo => {
                 frame.truncate(parsed.end as usize);
-                icmp::return_to_source(frame, parsed);
+                if parsed.key.is_wide() {
+                    return_to_source6(frame, parsed);
+                } else {
+                    return_to_source(frame, parsed);
+                }
                 match self.turn_around(frame, parsed) {
                     Some(port) => Verdict::Reply(port),
-                    None => self.refuse_at(parsed, DropReason::NoAttachment),
+                    None => self.refuse_of_any(frame, parsed, DropReason::NoAttachment),
                 }
             }
-            Course::Overlapping => self.refuse_at(parsed, DropReason::FragmentOverlap),
-            Course::Unknown | Course::Refused => self.refuse_at(parsed, DropReason::FragmentRefused),
+            Course::Overlapping => self.refuse_of_any(frame, parsed, DropReason::FragmentOverlap),
+            Course::Unknown | Course::Refused => self.refuse_of_any(frame, parsed, DropReason::FragmentRefused),
         }
     }
 
@@ -271,9 +304,12 @@ impl Forwarder<'_> {
         outbox: &mut Outbox,
         now: Now,
     ) -> Verdict {
-        let found = self.table.find_key(key);
+        let found = match ipv6::addresses(frame.bytes(), usize::from(parsed.l3)) {
+            Some(addresses) if key.is_wide() => self.table.find_wide(key, self.table.hash(key), addresses),
+            _ => self.table.find_key(key),
+        };
         if found.is_nothing() {
-            return self.refuse_at(parsed, DropReason::FragmentRefused);
+            return self.refuse_of_any(frame, parsed, DropReason::FragmentRefused);
         }
         let record = self.table.record(found.index());
         match self.snapshot.policies.get(record.endpoint as usize) {
@@ -281,7 +317,7 @@ impl Forwarder<'_> {
                 let mtu = policy.mtu;
                 self.forward(frame, parsed, found.index(), found.is_reverse(), mtu, outbox, now)
             }
-            _ => self.refuse_at(parsed, DropReason::FragmentRefused),
+            _ => self.refuse_of_any(frame, parsed, DropReason::FragmentRefused),
         }
     }
 
@@ -300,7 +336,7 @@ impl Forwarder<'_> {
                 Err(NoRoom::Memory) => datagrams.oldest_held(room.fullest(), at),
                 Err(NoRoom::Length) => None,
             };
-            let Some(other) = full else { return self.refuse_at(parsed, DropReason::FragmentFull) };
+            let Some(other) = full else { return self.refuse_of_any(frame, parsed, DropReason::FragmentFull) };
             self.forget(other, DropReason::FragmentFull);
             self.fragments.datagrams.remove(other);
         }
@@ -327,6 +363,9 @@ impl Forwarder<'_> {
             let verdict = match parse(&frame) {
                 Ok(mut parsed) => {
                     parsed.key = parsed.key.on(key.attachment);
+                    if parsed.key.is_wide() {
+                        self.complete_key(&frame, &mut parsed);
+                    }
                     self.later_fragment(&mut frame, &parsed, at, outbox, now)
                 }
                 Err(error) => self.refuse(error.into()),
@@ -356,8 +395,7 @@ impl Forwarder<'_> {
             return;
         }
         self.counters.held.subtract(frames);
-        let destination = std::net::Ipv4Addr::from_bits(datagram.key.destination as u32);
-        let local = self.snapshot.local(datagram.key.attachment, destination);
+        let local = datagram.key.local(&self.snapshot);
         for _ in 0..frames {
             match local {
                 Some(LocalAddress::Endpoint(index)) => self.refuse_for(index.0, reason),
@@ -375,23 +413,42 @@ impl Forwarder<'_> {
         }
     }
 
-    /// Gives a packet that leaves in fragments, with these addresses, an identification that no other has; all fragments of
-    /// a datagram get the same.
+    /// Gives an IPv4 packet that leaves in fragments, with these addresses, an identification that no other has; all fragments
+    /// of a datagram get the same.
     pub(crate) fn identify(&mut self, frame: &mut Frame<'_>, parsed: &Parsed, to: FlowKey) {
-        let l3 = usize::from(parsed.l3);
-        let field = frame.bytes().get(l3 + ipv4::IDENTIFICATION..).and_then(<[u8]>::first_chunk::<2>);
-        let old = field.map_or(0, |field| u32::from(u16::from_be_bytes(*field)));
-        let datagram = if is_fragment(frame, parsed) {
-            self.fragments.datagrams.find(&DatagramKey::of(parsed.key, old))
+        let new = if is_fragment(frame, parsed) {
+            self.identification(frame, parsed, |all| u32::from(all.next_identification(to))) as u16
         } else {
-            None
+            self.fragments.next_identification(to)
         };
+        identify(frame.bytes_mut(), usize::from(parsed.l3), new);
+    }
+
+    /// The same for an IPv6 packet before it is translated, if it is a fragment.
+    pub(crate) fn identify_wide(&mut self, frame: &mut Frame<'_>, parsed: &Parsed, addresses: &AddressPair) {
+        let (source, destination) = (ipv6::source(addresses).to_bits(), ipv6::destination(addresses).to_bits());
+        let protocol = parsed.key.protocol();
+        let new =
+            self.identification(frame, parsed, |all| all.identifications.next_wide(source, destination, protocol));
+        identify6(frame.bytes_mut(), usize::from(parsed.l3), new);
+    }
+
+    /// The identification with which a fragment's datagram leaves: that of the first, which is made by `next`.
+    pub(crate) fn identification(
+        &mut self,
+        frame: &Frame<'_>,
+        parsed: &Parsed,
+        next: impl FnOnce(&mut Fragments) -> u32,
+    ) -> u32 {
+        let old = Fragment::read(frame, parsed).map_or(0, |fragment| fragment.identification);
+        let key = DatagramKey::of(frame, parsed, old);
+        let datagram = key.and_then(|key| self.fragments.datagrams.find(&key));
         let known = datagram.and_then(|at| self.fragments.datagrams.at(at).identification);
-        let new = known.unwrap_or_else(|| self.fragments.next_identification(to));
+        let new = known.unwrap_or_else(|| next(&mut self.fragments));
         if let Some(at) = datagram {
             self.fragments.datagrams.at_mut(at).identification = Some(new);
         }
-        identify(frame.bytes_mut(), l3, new);
+        new
     }
 
     /// Housekeeping: sends what found no room, gives up what has waited for too long.

@@ -17,6 +17,7 @@ use postern_wire::{Frame, Parsed, ipv6, nd};
 
 use crate::established::Size;
 use crate::forwarder::{Admission, Forwarder, NOT_PLAIN, Slot};
+use crate::fragments::is_fragment6;
 use crate::outbox::Outbox;
 use crate::verdict::{DropReason, Verdict};
 
@@ -142,6 +143,9 @@ impl Forwarder<'_> {
             address_delta: Delta(record.address_delta).negated_if(reverse),
             full_delta: Delta(record.full_delta).negated_if(reverse),
         };
+        if is_fragment6(frame, parsed) {
+            self.identify_wide(frame, parsed, &plan.addresses);
+        }
         rewrite6(frame, parsed, &plan);
         frame.truncate(parsed.end as usize);
         self.send_rewritten(frame, parsed, endpoint, hop_index, outbox, now)

@@ -11,7 +11,7 @@ use postern_wire::{Frame, Parsed, ipv4, ipv6};
 
 use crate::established::Size;
 use crate::forwarder::Forwarder;
-use crate::fragments::{is_fragment, may_be_cut};
+use crate::fragments::{is_fragment, is_fragment6, may_be_cut};
 use crate::ipv6::count;
 use crate::outbox::Outbox;
 use crate::verdict::{DropReason, Verdict};
@@ -82,7 +82,11 @@ impl Forwarder<'_> {
         let new = if reverse {
             nat64::to_ipv6(frame, parsed, &ipv6::reversed(&addresses.forward), &ends)
         } else {
-            let identification = self.fragments.next_identification(to);
+            let identification = if is_fragment6(frame, parsed) {
+                self.identification(frame, parsed, |all| u32::from(all.next_identification(to))) as u16
+            } else {
+                self.fragments.next_identification(to)
+            };
             nat64::to_ipv4(frame, parsed, to.addresses, &ends, translated > MAY_BE_CUT, identification)
         };
         let Ok(new) = new else { return self.refuse_for(endpoint, DropReason::Nat64) };

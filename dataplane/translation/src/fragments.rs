@@ -7,4 +7,4 @@ mod pieces;
 
 pub use coverage::{Coverage, MOST_FRAGMENTS, Seen};
 pub use identification::Identifications;
-pub use pieces::{Pieces, complete_transport_checksum, identify};
+pub use pieces::{Pieces, complete_transport_checksum, identify, identify6};

@@ -4,7 +4,9 @@
 mod answer;
 mod translate;
 
-pub use answer::{LONGEST_ERROR6, RESET6_LENGTH, echo_reply6, icmpv6_error, may_answer6, tcp_reset6};
+pub use answer::{
+    LONGEST_ERROR6, RESET6_LENGTH, echo_reply6, icmpv6_error, may_answer6, return_to_source6, tcp_reset6,
+};
 pub use translate::{Quote6, quote6, translate_error6};
 
 #[cfg(test)]

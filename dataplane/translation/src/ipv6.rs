@@ -48,7 +48,10 @@ pub fn rewrite6(frame: &mut Frame<'_>, parsed: &Parsed, plan: &WidePlan) {
     let Some(ip) = bytes.get_mut(l3..).and_then(<[u8]>::first_chunk_mut::<{ ipv6::HEADER }>) else { return };
     ip[ipv6::HOP_LIMIT] = ip[ipv6::HOP_LIMIT].wrapping_sub(1);
     ip[ipv6::ADDRESSES..].copy_from_slice(&plan.addresses);
-    if let Some(transport) = bytes.get_mut(l4..) {
+    // A fragment that is not the first has none of it.
+    if parsed.kind != PacketKind::Fragment
+        && let Some(transport) = bytes.get_mut(l4..)
+    {
         rewrite_transport(
             transport,
             parsed.kind == PacketKind::Udp,

@@ -1,8 +1,8 @@
-//! Fragments of IP datagrams (RFC 791 §3.2): where they lie, and what the first says of the whole.
+//! Fragments of IP datagrams (RFC 791 §3.2, RFC 8200 §4.5): where they lie, and what the first says of the whole.
 
 use crate::frame::Frame;
-use crate::parse::{PROTOCOL_ICMP, PROTOCOL_TCP, PROTOCOL_UDP, PacketKind, Parsed};
-use crate::{ipv4, tcp};
+use crate::parse::{PROTOCOL_ICMP, PROTOCOL_ICMPV6, PROTOCOL_TCP, PROTOCOL_UDP, PacketKind, Parsed};
+use crate::{ipv4, ipv6, tcp};
 
 /// Longest datagram, header included, in bytes.
 const LONGEST: usize = 65_535;
@@ -14,7 +14,7 @@ const SHORT_HEADER: usize = 8;
 /// What the header of a fragment says.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Fragment {
-    /// What the fragments of one datagram have in common: 16 bits in IPv4, as in [`u16::from_be_bytes`].
+    /// What the fragments of one datagram have in common: 16 bits in IPv4, 32 in IPv6, read as big-endian.
     pub identification: u32,
     /// Offset of its first byte in the datagram's payload, a multiple of 8.
     pub start: u16,
@@ -36,6 +36,9 @@ pub enum FragmentError {
     /// A fragment of TCP that begins in the middle of its header (RFC 1858 §3, RFC 3128), or a first one that ends there.
     #[error("the transport header is not in the first fragment as a whole")]
     Tiny,
+    /// A UDP datagram over IPv6 without a checksum (RFC 8200 §8.1).
+    #[error("the UDP datagram has no checksum, which IPv6 does not allow")]
+    Checksum,
 }
 
 impl Fragment {
@@ -44,28 +47,31 @@ impl Fragment {
     /// # Errors
     /// When it can be part of no datagram, or splits the header that decides about it.
     pub fn read(frame: &Frame<'_>, parsed: &Parsed) -> Result<Self, FragmentError> {
-        let ip = frame.bytes().get(usize::from(parsed.l3)..parsed.end as usize).unwrap_or(&[]);
-        let Some(header) = ip.first_chunk::<{ ipv4::HEADER }>() else { return Err(FragmentError::Length(0)) };
-        let field = |at: usize| u16::from_be_bytes([header[at], header[at + 1]]);
-        let header_length = usize::from(parsed.l4 - parsed.l3);
-        let length = ip.len() - header_length;
-        let start = usize::from(field(ipv4::FRAGMENT) & 0x1fff) * UNIT;
-        let more = field(ipv4::FRAGMENT) & 0x2000 != 0;
+        let (l3, l4, end) = (usize::from(parsed.l3), usize::from(parsed.l4), parsed.end as usize);
+        let packet = frame.bytes().get(l3..end).unwrap_or(&[]);
+        let length = end.saturating_sub(l4);
+        let (identification, start, more, headers) = if parsed.key.is_wide() {
+            let header = ipv6::upper(packet).ok().and_then(|upper| upper.fragment);
+            let Some(header) = header.filter(|header| l3 + header.at + ipv6::FRAGMENT_HEADER == l4) else {
+                return Err(FragmentError::Length(0));
+            };
+            (header.identification, usize::from(header.offset), header.more, header.at - ipv6::HEADER)
+        } else {
+            let Some(header) = packet.first_chunk::<{ ipv4::HEADER }>() else { return Err(FragmentError::Length(0)) };
+            let field = |at: usize| u16::from_be_bytes([header[at], header[at + 1]]);
+            let start = usize::from(field(ipv4::FRAGMENT) & 0x1fff) * UNIT;
+            (u32::from(field(ipv4::IDENTIFICATION)), start, field(ipv4::FRAGMENT) & 0x2000 != 0, l4 - l3)
+        };
         if length == 0 || more && !length.is_multiple_of(UNIT) {
             return Err(FragmentError::Length(length as u16));
         }
-        if header_length + start + length > LONGEST {
-            return Err(FragmentError::TooLong((header_length + start + length) as u32));
+        if headers + start + length > LONGEST {
+            return Err(FragmentError::TooLong((headers + start + length) as u32));
         }
         if parsed.key.protocol() == PROTOCOL_TCP && start > 0 && start < tcp::HEADER {
             return Err(FragmentError::Tiny);
         }
-        Ok(Self {
-            identification: u32::from(field(ipv4::IDENTIFICATION)),
-            start: start as u16,
-            end: (start + length) as u16,
-            more,
-        })
+        Ok(Self { identification, start: start as u16, end: (start + length) as u16, more })
     }
 
     /// Whether it holds the transport header.
@@ -78,7 +84,7 @@ impl Fragment {
 /// What the first fragment of a TCP, UDP or ICMP datagram says of it: kind, ports and flags, as if it were whole.
 ///
 /// # Errors
-/// [`FragmentError::Tiny`] if it does not hold the whole transport header, with all options (RFC 1858 §3, RFC 3128).
+/// Above all [`FragmentError::Tiny`] if it does not hold the whole transport header, with all options (RFC 1858 §3, RFC 3128).
 pub fn first(frame: &Frame<'_>, parsed: &Parsed) -> Result<Parsed, FragmentError> {
     let transport = frame.bytes().get(usize::from(parsed.l4)..parsed.end as usize).unwrap_or(&[]);
     let header = transport.first_chunk::<SHORT_HEADER>().ok_or(FragmentError::Tiny)?;
@@ -99,10 +105,14 @@ pub fn first(frame: &Frame<'_>, parsed: &Parsed) -> Result<Parsed, FragmentError
             if usize::from(u16::from_be_bytes([header[4], header[5]])) < transport.len() {
                 return Err(FragmentError::Length(transport.len() as u16));
             }
+            if parsed.key.is_wide() && header[6..8] == [0, 0] {
+                return Err(FragmentError::Checksum);
+            }
             first.kind = PacketKind::Udp;
             first.key.rest |= ports;
         }
-        PROTOCOL_ICMP => first.kind = PacketKind::Icmp,
+        PROTOCOL_ICMP if !parsed.key.is_wide() => first.kind = PacketKind::Icmp,
+        PROTOCOL_ICMPV6 if parsed.key.is_wide() => first.kind = PacketKind::Icmpv6,
         _ => first.kind = PacketKind::OtherProtocol,
     }
     Ok(first)

@@ -1,9 +1,13 @@
 //! Datagrams of which fragments have come and others are still to come: a table of fixed size, in which every source has its
 //! place, so that one who sends half datagrams only pushes out its own.
 
+use std::net::Ipv6Addr;
+
 use postern_measurement::Now;
+use postern_tables::Snapshot;
+use postern_tables::snapshot::LocalAddress;
 use postern_translation::fragments::Coverage;
-use postern_wire::{AttachmentIndex, FlowKey};
+use postern_wire::{AttachmentIndex, FlowKey, Frame, Parsed, ipv6};
 
 use crate::verdict::WorkerIndex;
 
@@ -34,14 +38,23 @@ pub(crate) const fn mapped(address: std::net::Ipv4Addr) -> u128 {
 }
 
 impl DatagramKey {
-    /// That of a packet with these addresses, attachment and protocol.
-    pub(crate) const fn of(key: FlowKey, identification: u32) -> Self {
-        Self {
-            source: mapped(key.source()),
-            destination: mapped(key.destination()),
-            identification,
-            attachment: key.attachment(),
-            protocol: key.protocol(),
+    /// That of a parsed fragment.
+    pub(crate) fn of(frame: &Frame<'_>, parsed: &Parsed, identification: u32) -> Option<Self> {
+        let (source, destination) = if parsed.key.is_wide() {
+            let addresses = ipv6::addresses(frame.bytes(), usize::from(parsed.l3))?;
+            (ipv6::source(addresses).to_bits(), ipv6::destination(addresses).to_bits())
+        } else {
+            (mapped(parsed.key.source()), mapped(parsed.key.destination()))
+        };
+        let (attachment, protocol) = (parsed.key.attachment(), parsed.key.protocol());
+        Some(Self { source, destination, identification, attachment, protocol })
+    }
+
+    /// What its destination is to the gateway.
+    pub(crate) fn local(&self, snapshot: &Snapshot) -> Option<LocalAddress> {
+        match Ipv6Addr::from_bits(self.destination).to_ipv4_mapped() {
+            Some(address) => snapshot.local(self.attachment, address),
+            None => snapshot.local6(self.attachment, Ipv6Addr::from_bits(self.destination)),
         }
     }
 }
@@ -70,7 +83,7 @@ pub(crate) struct Datagram {
     pub(crate) course: Course,
     pub(crate) coverage: Coverage,
     /// The identification with which it leaves, once the first fragment has been translated.
-    pub(crate) identification: Option<u16>,
+    pub(crate) identification: Option<u32>,
     /// When its first fragment to come, and its last so far, came.
     since: Now,
     pub(crate) latest: Now,

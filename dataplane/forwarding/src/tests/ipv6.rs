@@ -43,7 +43,7 @@ fn bed() -> Bed {
     workers(1)
 }
 
-fn workers(count: u16) -> Bed {
+pub(super) fn workers(count: u16) -> Bed {
     Bed::from_toml(count, &configuration(POOL6, TARGET_LINES), 4096)
 }
 
@@ -97,7 +97,7 @@ pub(super) fn ends6(bytes: &[u8]) -> (SocketAddrV6, SocketAddrV6) {
 }
 
 /// A whole handshake; returns the SNAT socket that the target sees.
-fn connect(bed: &mut Bed, port: PortIndex, client: SocketAddrV6) -> SocketAddrV6 {
+pub(super) fn connect(bed: &mut Bed, port: PortIndex, client: SocketAddrV6) -> SocketAddrV6 {
     let syn = bed.one(port, &tcp6(port, client, WEB, Flags::SYN, 1000, 0, b""));
     let (snat, target) = ends6(&syn.bytes);
     assert_eq!((syn.port, *snat.ip(), target), (PROVIDER, SNAT6, TARGET));

@@ -4,6 +4,7 @@ mod bed;
 mod connections;
 mod errors;
 mod fragments;
+mod fragments6;
 mod half_open;
 mod ipv6;
 mod nat64;

@@ -26,12 +26,12 @@ fn configuration(pool: &str) -> String {
         .replace("{targets}", ONE_TARGET)
 }
 
-fn workers(count: u16) -> Bed {
+pub(super) fn workers(count: u16) -> Bed {
     Bed::from_toml(count, &configuration(POOL), 4096)
 }
 
 /// A whole handshake; returns the SNAT socket that the target sees.
-fn connect(bed: &mut Bed, client: SocketAddrV6) -> SocketAddrV4 {
+pub(super) fn connect(bed: &mut Bed, client: SocketAddrV6) -> SocketAddrV4 {
     let syn = bed.one(CONSUMER_A, &tcp6(CONSUMER_A, client, WEB, Flags::SYN, 1000, 0, b""));
     let (snat, target) = (syn.source(), syn.destination());
     assert_eq!((syn.port, *snat.ip(), target), (PROVIDER, SNAT, TARGET));

@@ -2,7 +2,7 @@
 
 use postern_wire::checksum::{Delta, checksum};
 use postern_wire::parse::PROTOCOL_UDP;
-use postern_wire::{Frame, Parsed, ipv4};
+use postern_wire::{Frame, Parsed, ipv4, ipv6};
 
 /// Fragments but the last carry multiples of so many bytes.
 const UNIT: usize = 8;
@@ -99,6 +99,15 @@ pub fn identify(bytes: &mut [u8], l3: usize, identification: u16) {
     ip[ipv4::IDENTIFICATION..ipv4::IDENTIFICATION + 2].copy_from_slice(&new);
     let sum = delta.apply(u16::from_le_bytes([ip[ipv4::CHECKSUM], ip[ipv4::CHECKSUM + 1]]));
     ip[ipv4::CHECKSUM..ipv4::CHECKSUM + 2].copy_from_slice(&sum.to_le_bytes());
+}
+
+/// Writes another identification into the fragment header of an IPv6 packet that begins at `l3`, if it has one.
+pub fn identify6(bytes: &mut [u8], l3: usize, identification: u32) {
+    let Some(packet) = bytes.get_mut(l3..) else { return };
+    let Some(header) = ipv6::upper(packet).ok().and_then(|upper| upper.fragment) else { return };
+    if let Some(field) = packet.get_mut(header.at + 4..header.at + 8) {
+        field.copy_from_slice(&identification.to_be_bytes());
+    }
 }
 
 /// Does what a device was to do: sums the packet from where the offload state says, so that it can be cut. The field holds

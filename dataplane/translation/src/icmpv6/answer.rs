@@ -93,19 +93,19 @@ pub fn tcp_reset6(out: &mut [u8], parsed: &Parsed, bytes: &[u8]) -> Option<usize
 /// A complete checksum is updated, so that a wrong one stays wrong and its sender notices; a partial one is a sum that the
 /// device has still to make over the new type.
 pub fn echo_reply6(frame: &mut Frame<'_>, parsed: &Parsed) -> bool {
-    let (l3, l4) = (usize::from(parsed.l3), usize::from(parsed.l4));
+    let l4 = usize::from(parsed.l4);
     let partial = frame.offload.is_partial() && frame.offload.checksum_start == parsed.l4;
-    let bytes = frame.bytes_mut();
-    let is_request = bytes
+    let is_request = frame
+        .bytes()
         .get(l4..)
         .and_then(<[u8]>::first_chunk::<{ icmpv6::HEADER }>)
         .is_some_and(|message| parsed.kind == PacketKind::Icmpv6 && message[..2] == [ECHO_REQUEST, 0]);
-    let Some(addresses) = ipv6::addresses(bytes, l3).filter(|_| is_request).map(ipv6::reversed) else { return false };
-    let Some(ip) = bytes.get_mut(l3..).and_then(<[u8]>::first_chunk_mut::<{ ipv6::HEADER }>) else { return false };
+    if !is_request {
+        return false;
+    }
     // The pseudo-header's sum does not ask which address is which.
-    ip[ipv6::ADDRESSES..].copy_from_slice(&addresses);
-    ip[ipv6::HOP_LIMIT] = HOP_LIMIT;
-    let message = &mut bytes[l4..];
+    return_to_source6(frame, parsed);
+    let message = &mut frame.bytes_mut()[l4..];
     message[0] = ECHO_REPLY;
     if !partial {
         let delta = Delta::between(u64::from(ECHO_REQUEST), u64::from(ECHO_REPLY));
@@ -113,4 +113,14 @@ pub fn echo_reply6(frame: &mut Frame<'_>, parsed: &Parsed) -> bool {
         message[icmpv6::CHECKSUM..icmpv6::CHECKSUM + 2].copy_from_slice(&sum.to_le_bytes());
     }
     true
+}
+
+/// Exchanges the addresses of an IPv6 packet and makes its hop limit 64: one that goes back to where it came from.
+pub fn return_to_source6(frame: &mut Frame<'_>, parsed: &Parsed) {
+    let l3 = usize::from(parsed.l3);
+    let ip = frame.bytes_mut().get_mut(l3..).and_then(<[u8]>::first_chunk_mut::<{ ipv6::HEADER }>);
+    let Some(ip) = ip else { return };
+    let (source, destination) = ip[ipv6::ADDRESSES..].split_at_mut(16);
+    source.swap_with_slice(destination);
+    ip[ipv6::HOP_LIMIT] = HOP_LIMIT;
 }

@@ -46,7 +46,7 @@ pub struct NewEnds {
 /// Turns an IPv6 packet, whose hop limit is at least 2, into one of IPv4 between `addresses` (the eight bytes at offset 12 of
 /// the header, little-endian). The frame then begins with the IPv4 header; the offsets of what is returned count from there.
 ///
-/// Extension headers go. `whole` says that the packet, or each segment of a super-frame, is larger than 1,260 bytes and so may
+/// Extension headers go; of a fragment header, offset and flag stay. `whole` says that the packet, or each segment of a super-frame, is larger than 1,260 bytes and so may
 /// not be fragmented on its way; smaller ones may be, which is what an IPv6 sender that was told of a smaller MTU relies
 /// on (RFC 7915 §5.1). `identification` is the packet's, unless an atomic fragment brings one.
 ///
@@ -66,14 +66,20 @@ pub fn to_ipv4(
         return Err(Nat64Error::TooLong(length));
     }
     let packet = &frame.bytes()[l3..parsed.end as usize];
-    let atomic = ipv6::upper(packet).ok().and_then(|upper| upper.fragment);
+    let fragment = ipv6::upper(packet).ok().and_then(|upper| upper.fragment);
+    let atomic = fragment.filter(ipv6::FragmentHeader::is_atomic);
     let mut header = [0; ipv4::HEADER];
     header[0] = 0x45;
     header[ipv4::TYPE_OF_SERVICE] = ipv6::traffic_class(packet[0], packet[1]);
     header[ipv4::TOTAL_LENGTH..ipv4::TOTAL_LENGTH + 2].copy_from_slice(&(length as u16).to_be_bytes());
     let identification = atomic.map_or(identification, |fragment| fragment.identification as u16);
     header[ipv4::IDENTIFICATION..ipv4::IDENTIFICATION + 2].copy_from_slice(&identification.to_be_bytes());
-    header[ipv4::FRAGMENT] = u8::from(whole && atomic.is_none()) << 6;
+    // A fragment stays one (RFC 7915 §5.1.1); a whole packet may have DF set.
+    let field = match fragment {
+        Some(fragment) => fragment.offset / 8 | u16::from(fragment.more) << 13,
+        None => u16::from(whole) << 14,
+    };
+    header[ipv4::FRAGMENT..ipv4::FRAGMENT + 2].copy_from_slice(&field.to_be_bytes());
     header[ipv4::TTL] = parsed.ttl.wrapping_sub(1);
     header[ipv4::PROTOCOL] = parsed.key.protocol();
     header[ipv4::ADDRESSES..].copy_from_slice(&addresses.to_le_bytes());
