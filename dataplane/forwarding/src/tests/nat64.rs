@@ -238,3 +238,42 @@ fn a_nat64_segment_without_flow_is_reset_in_its_senders_version() {
     bed.wait_seconds(10);
     assert_eq!(bed.total(|counters| counters.flows.get()), 0);
 }
+
+#[test]
+fn a_nat64_connection_gets_a_proxy_protocol_header_of_ipv6_and_its_repetition() {
+    let configuration = configuration(POOL)
+        .replace(
+            "[[target_group.target]]\naddress = \"10.9.0.11\"",
+            "proxy_protocol = \"aws\"\n[[target_group.target]]\naddress = \"10.9.0.11\"",
+        )
+        .replace(
+            "[[load_balancer.listener]]\nprotocol = \"udp\"\nport = 53\ntarget_groups = [{ name = \"web\" }]\n",
+            "",
+        );
+    let mut bed = Bed::from_toml(1, &configuration, 4096);
+    let client = at(CLIENT6, 4000);
+    let syn = bed.one(CONSUMER_A, &tcp6(CONSUMER_A, client, WEB, Flags::SYN, 1000, 0, b""));
+    assert_eq!(syn.tcp().sequence_number, 1000 - 124);
+    let snat = syn.source();
+    bed.one(PROVIDER, &tcp(PROVIDER, TARGET, snat, Flags::SYN_ACK, 5000, 1001 - 124, b""));
+    let mut wanted = [0; postern_translation::proxy_header::LONGEST];
+    let dialect = postern_translation::proxy_header::Dialect::Aws;
+    let length = postern_translation::proxy_header::write(&mut wanted, dialect, client.into(), WEB.into(), "vpce-a");
+    assert_eq!(length, 124);
+    // The header does not fit in front of the frame, and goes before it.
+    let sent = bed.receive(CONSUMER_A, &tcp6(CONSUMER_A, client, WEB, Flags::ACK, 1001, 5001, b""));
+    let [first, ack] = &sent[..] else { panic!("{sent:?}") };
+    assert_eq!((ack.destination(), ack.tcp().sequence_number), (TARGET, 1001));
+    bed.wait_seconds(1);
+    let again = std::mem::take(&mut bed.sent);
+    assert_eq!(again.len(), 2);
+    for sent in [first].into_iter().chain(&again) {
+        assert_eq!((sent.source(), sent.destination()), (snat, TARGET));
+        assert_eq!((sent.tcp().sequence_number, &sent.bytes[54..]), (1001 - 124, &wanted[..]));
+    }
+    let back = bed.one(PROVIDER, &tcp(PROVIDER, TARGET, snat, Flags::ACK, 5001, 1001, b"hello"));
+    assert_eq!((ends6(&back.bytes), &back.bytes[74..]), ((WEB, client), &b"hello"[..]));
+    assert_eq!(bed.workers[0].insertions.live(), 0);
+    let there = bed.one(CONSUMER_A, &tcp6(CONSUMER_A, client, WEB, Flags::ACK, 1001, 5006, b"data"));
+    assert_eq!((there.tcp().sequence_number, &there.bytes[54..]), (1001, &b"data"[..]));
+}
