@@ -67,7 +67,7 @@ mod tests {
         for _ in 0..1000 {
             now = now.plus_milliseconds(1);
             taken[0] += (0..100).filter(|_| limiter.take(1, now)).count();
-            taken[1] += usize::from(now.milliseconds() % 10 == 0 && limiter.take(2, now));
+            taken[1] += usize::from(now.milliseconds().is_multiple_of(10) && limiter.take(2, now));
         }
         assert!((500..=600).contains(&taken[0]), "{taken:?}");
         assert_eq!(taken[1], 100, "the other is answered each time");

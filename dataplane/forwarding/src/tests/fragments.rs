@@ -504,7 +504,7 @@ proptest! {
                 (true, _) => (PROVIDER, udp(PROVIDER, TARGET, seen[client], &[7; 200])),
             };
             let from = start * 8;
-            let until = (from + length * 8).min(whole.len() - 34 & !7);
+            let until = (from + length * 8).min((whole.len() - 34) & !7);
             // From the start to the end it would be a whole packet.
             let part = fragment(&whole, number, from, more || start == 0, &whole[34 + from..34 + until]);
             bed.now = bed.now.plus_milliseconds(milliseconds);

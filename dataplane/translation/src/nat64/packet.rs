@@ -76,7 +76,7 @@ pub fn to_ipv4(
     header[ipv4::IDENTIFICATION..ipv4::IDENTIFICATION + 2].copy_from_slice(&identification.to_be_bytes());
     // A fragment stays one (RFC 7915 §5.1.1); a whole packet may have DF set.
     let field = match fragment {
-        Some(fragment) => fragment.offset / 8 | u16::from(fragment.more) << 13,
+        Some(fragment) => (fragment.offset / 8) | (u16::from(fragment.more) << 13),
         None => u16::from(whole) << 14,
     };
     header[ipv4::FRAGMENT..ipv4::FRAGMENT + 2].copy_from_slice(&field.to_be_bytes());
