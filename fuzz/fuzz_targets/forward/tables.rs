@@ -103,7 +103,7 @@ pub(crate) static SNAPSHOTS: LazyLock<Vec<Arc<Snapshot>>> = LazyLock::new(|| {
         // The listeners move, the pool loses its address, an MTU shrinks.
         whole.replace("udp\"\nport = 80", "udp\"\nport = 81"),
         whole.replace("[\"10.9.0.200\", \"2001:db8:9::200\"]", "[]"),
-        whole.replace("port = \"p\"\n", "port = \"p\"\nmtu = 576\n"),
+        whole.replace("port = \"p\"\n", "port = \"p\"\nmtu = 1280\n"),
         whole,
     ];
     let mut snapshots: Vec<Arc<Snapshot>> = Vec::new();
