@@ -201,9 +201,10 @@ fn forward(
     let link = &shared.links[worker];
     let snapshot = shared.tables.load();
     link.loops.generation.set(snapshot.generation.0);
-    let forwarder =
+    let mut forwarder =
         Forwarder::new(&config, region.bytes_mut(), snapshot, plan.ownership.clone(), link.counters.clone())
             .map_err(|source| WorkerError::Forwarder { worker, source })?;
+    forwarder.share_limits(shared.limits.clone());
     let mut running = Worker::new(worker, devices, forwarder, shared, tables_version);
     if let Some(started) = first.take() {
         info!(worker, cpu = ?plan.cpus.get(worker), "worker started");

@@ -133,6 +133,7 @@ fn pool(state: &State, gateway: &str, id: &str, releasing: &Releasing) -> (Vec<R
         addresses: held.map(ToString::to_string).collect(),
         ports: pool.spec.ports.clone(),
         rest_seconds: pool.spec.rest_seconds.map(i64::from),
+        ..declared::SnatPool::default()
     };
     (vec![Resource::SnatPool(resource)], vec![(Kind::Vpc, pool.spec.vpc.clone())])
 }
@@ -304,6 +305,7 @@ fn endpoint(state: &State, gateway: &str, id: &str, releasing: &Releasing) -> (V
         mtu: endpoint.spec.mtu.map(i64::from),
         echo: endpoint.spec.echo,
         security_groups,
+        ..declared::Endpoint::default()
     };
     leads_to.push((Kind::Service, endpoint.spec.service.clone()));
     (vec![Resource::Endpoint(resource)], leads_to)

@@ -234,7 +234,7 @@ impl Forwarder<'_> {
     }
 
     /// Answers with an ICMP error that quotes the packet as it came, from the address that it was sent to.
-    fn answer_error(
+    pub(crate) fn answer_error(
         &mut self,
         frame: &Frame<'_>,
         parsed: &Parsed,

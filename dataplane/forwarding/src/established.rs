@@ -113,6 +113,10 @@ impl Forwarder<'_> {
         if record.is_expired(now.tick()) {
             return self.stale(frame, slot, note, outbox, now);
         }
+        if record.goes_long_way() && !self.has_bandwidth(slot, now) {
+            return self.refuse_for(self.table.record(index).endpoint, DropReason::Bandwidth);
+        }
+        let record = self.table.record_mut(index);
         if parsed.tcp_flags & (SYN | FIN | RST) != 0 || STEADY >> (record.state & 31) & 1 == 0 {
             match self.track(frame, slot, now) {
                 Action::Forward => {}
@@ -317,6 +321,7 @@ impl Forwarder<'_> {
         }
         let endpoint = self.snapshot.endpoint(EndpointIndex(record.endpoint));
         let allowed = endpoint.filter(|endpoint| self.is_allowed(index, &record, endpoint));
+        let limited = endpoint.is_some_and(|endpoint| endpoint.limits.bytes_per_second.is_some());
         let Some(epoch) = allowed.map(|endpoint| endpoint.policy_epoch) else {
             self.end(index, outbox, now);
             return self.refuse_for(record.endpoint, DropReason::AccessWithdrawn);
@@ -332,7 +337,11 @@ impl Forwarder<'_> {
         if self.snapshot.ended.contains(&record.target_incarnation) {
             return self.cut(frame, slot, note, DropReason::TargetDeregistered, outbox, now);
         }
-        self.table.record_mut(index).policy_epoch = epoch;
+        let record = self.table.record_mut(index);
+        record.policy_epoch = epoch;
+        if limited {
+            record.state |= FlowRecord::LONG_WAY;
+        }
         self.known(frame, slot, note, outbox, now)
     }
 

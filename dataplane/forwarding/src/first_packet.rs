@@ -163,23 +163,49 @@ impl Forwarder<'_> {
         };
         let place = match self.choose::<WIDE>(frame, parsed, index, sequence) {
             Ok(place) => place,
-            Err(reason) => return self.refuse_for(index.0, reason),
+            Err(reason) => return self.refuse_first(frame, parsed, index, reason, outbox, now),
         };
-        if self.ways.at(place).is_some_and(|way| way.guarded)
-            && let Err(reason) = self.guard(frame, index, parsed)
-        {
-            return self.refuse_for(index.0, reason);
+        if self.ways.at(place).is_some_and(|way| way.guarded) {
+            return self.begin_guarded::<WIDE>(frame, slot, index, place, note, outbox, now);
         }
+        self.begin::<WIDE>(frame, slot, index, place, note, false, outbox, now)
+    }
+
+    /// Begins a flow that nothing keeps from it: port, record, and the first packet on its way. Of a flow that is `metered` every
+    /// packet goes the long way.
+    #[expect(clippy::too_many_arguments, reason = "everything that a flow is made of")]
+    #[inline(always)]
+    pub(crate) fn begin<const WIDE: bool>(
+        &mut self,
+        frame: &mut Frame<'_>,
+        slot: &Slot,
+        index: EndpointIndex,
+        place: usize,
+        note: Option<HandoffNote>,
+        metered: bool,
+        outbox: &mut Outbox,
+        now: Now,
+    ) -> Verdict {
         let (lease, snat) = match self.lease::<WIDE>(place, slot, note, outbox, now) {
             Ok(lease) => lease,
             Err(Leaseless::Ask(worker, note)) => return Verdict::Handoff(worker, note),
-            Err(Leaseless::Refused(reason)) => return self.refuse_for(index.0, reason),
+            Err(Leaseless::Refused(reason)) => {
+                return self.refuse_first(frame, &slot.parsed, index, reason, outbox, now);
+            }
         };
         match self.record::<WIDE>(frame, slot, place, &lease, snat, note, outbox, now) {
             Ok((flow, mtu)) if self.table.record(flow).goes_long_way() => {
-                self.begin_long_way(frame, slot, flow, mtu, outbox, now)
+                let verdict = self.begin_long_way(frame, slot, flow, mtu, outbox, now);
+                if metered && self.table.record(flow).is_live() {
+                    self.table.record_mut(flow).state |= FlowRecord::LONG_WAY;
+                }
+                verdict
             }
-            Ok((flow, mtu)) if WIDE => self.forward(frame, parsed, flow, false, mtu, outbox, now),
+            Ok((flow, mtu)) if metered => {
+                self.table.record_mut(flow).state |= FlowRecord::LONG_WAY;
+                self.forward(frame, &slot.parsed, flow, false, mtu, outbox, now)
+            }
+            Ok((flow, mtu)) if WIDE => self.forward(frame, &slot.parsed, flow, false, mtu, outbox, now),
             Ok((flow, mtu)) => self.forward_first(frame, slot, flow, mtu, outbox, now),
             Err(reason) => {
                 self.snat.release(lease.lane, lease.port, 0, now);

@@ -16,6 +16,7 @@ use postern_wire::{AttachmentIndex, FlowKey, Frame, MacAddress, PacketKind, Pars
 use crate::counters::WorkerCounters;
 use crate::fragments::Fragments;
 use crate::limiter::FairLimiter;
+use crate::limits::SharedLimits;
 use crate::next_hops::{NextHops, own_mac};
 use crate::outbox::Outbox;
 use crate::verdict::{DropReason, HandoffNote, Verdict, WorkerIndex};
@@ -167,6 +168,7 @@ pub struct Forwarder<'m> {
     pub(crate) snapshot: Arc<Snapshot>,
     pub(crate) ownership: Arc<Ownership>,
     pub(crate) counters: Arc<WorkerCounters>,
+    pub(crate) limits: Arc<SharedLimits>,
     /// By port: the attachment of its untagged frames.
     links: Vec<Link>,
     slots: Vec<Slot>,
@@ -302,6 +304,7 @@ impl<'m> Forwarder<'m> {
             ports: config.ports.clone(),
             snapshot,
             ownership,
+            limits: Arc::new(SharedLimits::new(vec![counters.clone()])),
             counters,
             links: Vec::new(),
             slots: vec![SLOT; BURST],
@@ -579,6 +582,11 @@ impl<'m> Forwarder<'m> {
             self.link_up();
         }
         old
+    }
+
+    /// Holds the limits of endpoints together with the other workers of the gateway. Without it each worker holds them alone.
+    pub fn share_limits(&mut self, limits: Arc<SharedLimits>) {
+        self.limits = limits;
     }
 
     /// Learns MACs, MTUs and states of the ports, by index.

@@ -61,7 +61,7 @@ impl Forwarder<'_> {
             .all(|groups| self.passes(groups, key.protocol(), client, key.destination_port()))
     }
 
-    fn listener(&self, index: EndpointIndex, key: FlowKey) -> Option<&Listener> {
+    pub(crate) fn listener(&self, index: EndpointIndex, key: FlowKey) -> Option<&Listener> {
         let endpoint = self.snapshot.endpoint(index)?;
         let listener = self.snapshot.listener(endpoint.service, key.protocol(), key.destination_port())?;
         self.snapshot.listeners.get(listener.at())

@@ -173,9 +173,10 @@ impl Forwarder<'_> {
         insertion::lift_sack_blocks(frame, parsed, start, length.into());
         if acknowledged && insertion.has(Insertion::SENT) && parsed.tcp_flags & RST == 0 {
             self.insertions.remove(index);
+            let metered = self.is_metered(self.table.record(index).endpoint);
             let record = self.table.record_mut(index);
-            // What else needs the long way is a flow between two families.
-            if record.forward.is_wide() == record.reverse.is_wide() {
+            // What else needs the long way is a flow between two families, or of limited bandwidth.
+            if record.forward.is_wide() == record.reverse.is_wide() && !metered {
                 record.state &= !FlowRecord::LONG_WAY;
             }
         }

@@ -145,6 +145,14 @@ drop_reasons! {
     TcpFlags = "tcp_flags",
     /// Every port of the SNAT pool toward the target is in use.
     PortsExhausted = "ports_exhausted",
+    /// The endpoint has all SNAT ports of its budget in use.
+    PortBudget = "port_budget",
+    /// The endpoint has as many live flows as it may.
+    FlowLimit = "flow_limit",
+    /// The endpoint has had as many new flows in this second as it may.
+    NewFlowRate = "new_flow_rate",
+    /// The endpoint's bandwidth is used up.
+    Bandwidth = "bandwidth",
     /// The pool has no SNAT address.
     NoSnatAddress = "no_snat_address",
     /// The flow table is full.

@@ -43,7 +43,7 @@ pub(crate) struct Way {
     pub(crate) mtu: u16,
     /// The listener's upper bound.
     pub(crate) mss: Option<u16>,
-    /// Whether something may keep a client from it: security groups.
+    /// Whether something may keep a client from it: security groups, limits.
     pub(crate) guarded: bool,
     /// The attachment behind which the target is, and the neighbour to send to.
     pub(crate) attachment: AttachmentIndex,
@@ -152,7 +152,9 @@ impl Way {
             pool: key.pool,
             mtu: endpoint.mtu,
             mss: listener.mss,
-            guarded: !endpoint.security_groups.is_empty() || !listener.security_groups.is_empty(),
+            guarded: !endpoint.security_groups.is_empty()
+                || !listener.security_groups.is_empty()
+                || endpoint.limits.are_set(),
             attachment,
             neighbour: match neighbour {
                 IpAddr::V4(neighbour) => neighbour,

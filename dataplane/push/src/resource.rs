@@ -131,6 +131,7 @@ impl TryFrom<proto::Resource> for Resource {
                 addresses: pool.addresses,
                 ports: pool.ports,
                 rest_seconds: pool.rest_seconds.map(i64::from),
+                ..declared::SnatPool::default()
             }),
             Message::SecurityGroup(group) => Self::SecurityGroup(into_security_group(group)?),
             Message::TargetGroup(group) => Self::TargetGroup(into_group(group)?),
@@ -151,6 +152,7 @@ impl TryFrom<proto::Resource> for Resource {
                 mtu: endpoint.mtu.map(i64::from),
                 echo: endpoint.echo,
                 security_groups: endpoint.security_groups,
+                ..declared::Endpoint::default()
             }),
         })
     }

@@ -131,6 +131,7 @@ pub(crate) struct CheckedEndpoint {
     /// What was written: MTU and answer to echo.
     pub(crate) written: (Option<u16>, Option<bool>),
     pub(crate) security_groups: Vec<String>,
+    pub(crate) limits: snapshot::EndpointLimits,
 }
 
 impl Declaration {

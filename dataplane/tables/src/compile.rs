@@ -52,6 +52,7 @@ pub(crate) fn compile_onto(
     for pool in &mut pools {
         pool.addresses.clear();
         pool.addresses6.clear();
+        pool.draining.clear();
     }
     put(&mut pools, &pool_at, checked.pools.iter(), |pool| SnatPool { vpc: vpc(pool.vpc.at()), ..pool.clone() });
 

@@ -244,6 +244,23 @@ pub struct SnatPool {
     pub ports: Option<String>,
     /// How long a freed port rests before it is used again toward the same target, 0…240 seconds. Default: 60.
     pub rest_seconds: Option<i64>,
+    /// Those of `addresses` that get no new flows; live ones go on. Default: none.
+    pub draining: Vec<String>,
+    /// What a client is told for whom there is no port. Default: `drop`.
+    pub exhausted: Option<Exhausted>,
+}
+
+/// What a client is told whose flow cannot be opened for want of ports, or because of a limit of its endpoint.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Exhausted {
+    /// Nothing.
+    #[default]
+    Drop,
+    /// A RST, for TCP.
+    Reset,
+    /// ICMP destination unreachable: code 1 (host) where there is no port, 13 (administratively prohibited) at a limit.
+    Unreachable,
 }
 
 /// `[[security_group]]`
@@ -443,6 +460,15 @@ pub struct Endpoint {
     pub echo: Option<bool>,
     /// Security groups that its clients must pass, up to 16. Default: none, and all may connect.
     pub security_groups: Vec<String>,
+    /// Most SNAT ports that flows of each address have at a time, 1…16,777,216. Default: no limit.
+    pub snat_port_budget: Option<i64>,
+    /// Most live flows of each address, 1…16,777,216. Default: no limit.
+    pub max_flows: Option<i64>,
+    /// Most new flows of each address in a second, and at once, 1…1,000,000. Default: no limit.
+    pub new_flows_per_second: Option<i64>,
+    /// Most bytes of IP datagrams through each address in a second, both directions together, 10,000…100,000,000,000.
+    /// Default: no limit.
+    pub bytes_per_second: Option<i64>,
 }
 
 impl Declaration {

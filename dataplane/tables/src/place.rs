@@ -495,7 +495,11 @@ impl Placing<'_> {
             });
             let history = &mut self.next.history;
             let incarnation = before.map_or_else(|| history.incarnation(), |before| before.incarnation);
-            let epochs = same_rules.map(|before| (before.policy_epoch, before.access_epoch));
+            // Live flows learn by it that their bytes are counted now.
+            let counted = |before: &&Endpoint| {
+                before.limits.bytes_per_second.is_some() == written.limits.bytes_per_second.is_some()
+            };
+            let epochs = same_rules.filter(counted).map(|before| (before.policy_epoch, before.access_epoch));
             let (policy_epoch, access_epoch) = epochs.unwrap_or_else(|| {
                 let epoch = history.policy_epoch();
                 (epoch, epoch)
@@ -512,6 +516,7 @@ impl Placing<'_> {
                 echo: written.written.1.unwrap_or(true),
                 security_groups: security_groups.clone(),
                 guard_epoch: before.map_or(0, |before| before.guard_epoch),
+                limits: written.limits,
             };
             let policy = EndpointPolicy { epoch: endpoint.policy_epoch, mtu: endpoint.mtu };
             if index.at() == self.next.policies.len() {

@@ -12,6 +12,7 @@ use std::sync::Arc;
 use postern_selection::{MaglevTable, SelectionHash};
 use postern_wire::{AttachmentIndex, Family, Ipv4Prefix, Ipv6Prefix, MacAddress, PortIndex};
 
+use crate::declaration::Exhausted;
 use crate::health::HealthSettings;
 use crate::history::History;
 use crate::lookup::{AttachmentLookup, longest_match, longest_match6};
@@ -282,6 +283,29 @@ pub struct Endpoint {
     pub security_groups: Arc<[SecurityGroupIndex]>,
     /// The epoch that it got when a rule was withdrawn that cuts flows; 0: never.
     pub guard_epoch: u32,
+    /// What it may have at most.
+    pub limits: EndpointLimits,
+}
+
+/// What an endpoint address may have at most, on all workers together; `None`: no limit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct EndpointLimits {
+    /// SNAT ports in use.
+    pub ports: Option<u32>,
+    /// Live flows.
+    pub flows: Option<u32>,
+    /// New flows in a second, and at once.
+    pub new_flows_per_second: Option<u32>,
+    /// Bytes of IP datagrams in a second, both directions together.
+    pub bytes_per_second: Option<u64>,
+}
+
+impl EndpointLimits {
+    /// Whether there is any.
+    #[must_use]
+    pub fn are_set(&self) -> bool {
+        *self != Self::default()
+    }
 }
 
 /// What every packet of a flow is judged by: a few bytes, because every packet reads them.
@@ -417,6 +441,10 @@ pub struct SnatPool {
     pub addresses: Vec<Ipv4Addr>,
     /// Its IPv6 addresses.
     pub addresses6: Vec<Ipv6Addr>,
+    /// Those of its addresses that get no new flows, in neither of the above; live ones go on.
+    pub draining: Vec<IpAddr>,
+    /// What a client is told for whom there is no port.
+    pub exhausted: Exhausted,
     /// Ports of each address, within 1024…65535.
     pub ports: RangeInclusive<u16>,
     /// How long a freed port rests before it is used again toward the same target, in seconds, 0…240 (60).
@@ -424,10 +452,10 @@ pub struct SnatPool {
 }
 
 impl SnatPool {
-    /// Its addresses of both families.
+    /// Its addresses of both families, draining ones too.
     pub fn all_addresses(&self) -> impl Iterator<Item = IpAddr> + '_ {
         let wide = self.addresses6.iter().map(|address| IpAddr::V6(*address));
-        self.addresses.iter().map(|address| IpAddr::V4(*address)).chain(wide)
+        self.addresses.iter().map(|address| IpAddr::V4(*address)).chain(wide).chain(self.draining.iter().copied())
     }
 
     /// Its first address of a family.

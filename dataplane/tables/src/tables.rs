@@ -180,6 +180,10 @@ impl Tables {
             mtu: placed.written.0.then_some(i64::from(first.mtu)),
             echo: placed.written.1.then_some(first.echo),
             security_groups: self.snapshot.security_group_names(&first.security_groups),
+            snat_port_budget: first.limits.ports.map(i64::from),
+            max_flows: first.limits.flows.map(i64::from),
+            new_flows_per_second: first.limits.new_flows_per_second.map(i64::from),
+            bytes_per_second: first.limits.bytes_per_second.map(|bytes| bytes as i64),
         })
     }
 

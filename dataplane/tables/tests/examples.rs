@@ -3,9 +3,9 @@
 use std::collections::BTreeSet;
 
 use postern_tables::declaration::{
-    Attachment, Control, Endpoint, Gateway, HealthCheck, HealthCheckProtocol, Limits, Listener, LoadBalancer, Mode,
-    Polling, Port, Protocol, ProxyProtocol, ReturnPath, Route, RuleProtocol, SecurityGroup, SecurityRule, Selection,
-    Service, SnatPool, Target, TargetGroup, Vpc, WeightedGroup, Workers,
+    Attachment, Control, Endpoint, Exhausted, Gateway, HealthCheck, HealthCheckProtocol, Limits, Listener,
+    LoadBalancer, Mode, Polling, Port, Protocol, ProxyProtocol, ReturnPath, Route, RuleProtocol, SecurityGroup,
+    SecurityRule, Selection, Service, SnatPool, Target, TargetGroup, Vpc, WeightedGroup, Workers,
 };
 use postern_tables::{Checked, Declaration, compile};
 
@@ -88,6 +88,8 @@ fn every_key() -> Declaration {
             addresses: vec![text()],
             ports: Some(text()),
             rest_seconds: Some(1),
+            draining: vec![text()],
+            exhausted: Some(Exhausted::Reset),
         }],
         security_groups: vec![SecurityGroup {
             name: text(),
@@ -143,6 +145,10 @@ fn every_key() -> Declaration {
             mtu: Some(1),
             echo: Some(true),
             security_groups: vec![text()],
+            snat_port_budget: Some(1),
+            max_flows: Some(1),
+            new_flows_per_second: Some(1),
+            bytes_per_second: Some(1),
         }],
     }
 }

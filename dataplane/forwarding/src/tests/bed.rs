@@ -208,8 +208,12 @@ impl Bed {
             let counters = Arc::new(WorkerCounters::new(16, 16));
             Forwarder::new(&config, memory, Arc::clone(&snapshot), Arc::clone(&ownership), counters).unwrap()
         };
+        let mut workers: Vec<_> = (0..workers).map(make).collect();
+        let counters = workers.iter().map(|worker| Arc::clone(worker.counters())).collect();
+        let limits = Arc::new(SharedLimits::new(counters));
+        workers.iter_mut().for_each(|worker| worker.share_limits(Arc::clone(&limits)));
         Self {
-            workers: (0..workers).map(make).collect(),
+            workers,
             outbox: Outbox::new(128),
             now: Now::from_milliseconds(10_000),
             checked,

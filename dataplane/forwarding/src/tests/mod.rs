@@ -1,6 +1,7 @@
 //! The forwarder with whole frames: each test is a sentence of what it must do.
 
 mod bed;
+mod budgets;
 mod connections;
 mod errors;
 mod fragments;

@@ -407,6 +407,22 @@ pub(super) fn pools(
                 network.claim(checker, vpc, place, address);
             }
         }
+        let mut draining = Vec::new();
+        for (position, text) in written.draining.iter().enumerate() {
+            let key = || key(at, &format!("draining[{position}]"));
+            let Some(address) = checker.address(&key, text) else { continue };
+            let known = match &address {
+                IpAddr::V4(address) => addresses.contains(address),
+                IpAddr::V6(address) => addresses6.contains(address),
+            };
+            if !known {
+                checker.error(key(), text, Problem::Form("one of the pool's addresses".to_owned()));
+            } else if !draining.contains(&address) {
+                draining.push(address);
+            }
+        }
+        addresses.retain(|address| !draining.contains(&IpAddr::V4(*address)));
+        addresses6.retain(|address| !draining.contains(&IpAddr::V6(*address)));
         let ports = written.ports.as_deref().unwrap_or("1024-65535");
         let range = text::port_range(ports).unwrap_or_else(|| {
             let form = "a range of ports; allowed is FIRST-LAST within 1024-65535".to_owned();
@@ -419,6 +435,8 @@ pub(super) fn pools(
             vpc: VpcIndex(vpc.unwrap_or(0) as u32),
             addresses,
             addresses6,
+            draining,
+            exhausted: written.exhausted.unwrap_or_default(),
             ports: range,
             rest_seconds: checker.number(&|| key(at, "rest_seconds"), rest, (0, 240), " seconds") as u16,
         });

@@ -14,7 +14,7 @@ use super::{CheckedBalancer, CheckedEndpoint, CheckedGroup, CheckedListener, Che
 use crate::declaration::{self, Declaration, Protocol};
 use crate::error::Problem;
 use crate::resource::ResourceKind;
-use crate::snapshot::ProxyProtocol;
+use crate::snapshot::{self, ProxyProtocol};
 
 /// Largest weight.
 const WEIGHT: i64 = 999;
@@ -346,6 +346,7 @@ pub(super) fn endpoints(
         }
         let groups = &written.security_groups;
         let security_groups = security::references(checker, &|| key(at, "security_groups"), groups, declaration, world);
+        let limits = limits(checker, &|field| key(at, field), written);
         checked.push(CheckedEndpoint {
             id: written.id.clone(),
             vpc: vpc.unwrap_or(0),
@@ -353,7 +354,29 @@ pub(super) fn endpoints(
             addresses,
             written: (mtu, written.echo),
             security_groups,
+            limits,
         });
     }
     checked
+}
+
+fn limits(
+    checker: &mut Checker<'_>,
+    key: &dyn Fn(&str) -> String,
+    written: &declaration::Endpoint,
+) -> snapshot::EndpointLimits {
+    let mut limit = |field: &str, value: Option<i64>, range: (i64, i64), unit: &'static str| {
+        value.map(|value| checker.number(&|| key(field), value, range, unit))
+    };
+    let flows = (1, 1 << 24);
+    let ports = limit("snat_port_budget", written.snat_port_budget, flows, " ports");
+    let most = limit("max_flows", written.max_flows, flows, " flows");
+    let new = limit("new_flows_per_second", written.new_flows_per_second, (1, 1_000_000), " flows");
+    let bytes = limit("bytes_per_second", written.bytes_per_second, (10_000, 100_000_000_000), " bytes");
+    snapshot::EndpointLimits {
+        ports: ports.map(|ports| ports as u32),
+        flows: most.map(|flows| flows as u32),
+        new_flows_per_second: new.map(|flows| flows as u32),
+        bytes_per_second: bytes.map(|bytes| bytes as u64),
+    }
 }
