@@ -339,3 +339,6 @@ impl Compiled {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

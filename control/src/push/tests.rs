@@ -2,6 +2,7 @@
 
 mod fake;
 mod size;
+mod stampede;
 mod world;
 
 use std::time::Duration;

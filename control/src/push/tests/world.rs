@@ -79,6 +79,8 @@ impl World {
         let settings = Settings {
             answer_within: Duration::from_secs(1),
             retry_within: (Duration::from_secs(2), Duration::from_secs(4)),
+            // No machine is so slow that a gateway loses its turn.
+            full_within: Duration::from_secs(600),
             ..Settings::default()
         };
         let (stop, stopped) = oneshot::channel::<()>();
