@@ -1,18 +1,20 @@
 //! A gateway whose tables come from a control plane: a small one of the tests' own, in the gateway's namespace.
 
+use std::collections::BTreeSet;
 use std::net::TcpListener;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use postern_lab::declaration::{SERVICE, VPCS};
 use postern_lab::network::{self, Network};
 use postern_lab::{Topology, Way};
 use postern_push::proto::from_gateway::Message as Said;
 use postern_push::proto::push_server::{Push, PushServer};
 use postern_push::proto::to_gateway::Message as Heard;
 use postern_push::proto::{self, FromGateway, Hello, ToGateway, Update, Welcome};
-use postern_tables::Declaration;
 use postern_tables::declaration;
+use postern_tables::{Declaration, Resource, ResourceKey, ResourceKind};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::{ReceiverStream, TcpListenerStream};
 use tonic::{Request, Response, Status, Streaming};
@@ -28,10 +30,30 @@ const PATIENCE: Duration = Duration::from_secs(30);
 /// What the gateway said, without what it says of its traffic.
 type Heards = Sender<Said>;
 
-/// Sends every gateway what a file declares.
+/// Sends every gateway what a file declares, and then changes, one after the other.
 struct Control {
     everything: Vec<proto::Resource>,
+    changes: u64,
     said: Heards,
+}
+
+/// Generation 1 is everything. From then on an endpoint more comes and goes.
+fn change_after(generation: u64) -> Update {
+    let id = "vpce-0000000000000000c";
+    let endpoint = declaration::Endpoint {
+        id: id.to_owned(),
+        vpc: VPCS[0].to_owned(),
+        service: SERVICE.to_owned(),
+        addresses: vec!["10.0.0.102".to_owned()],
+        ..declaration::Endpoint::default()
+    };
+    let (mut changed, mut removed) = (Vec::new(), Vec::new());
+    if generation % 2 == 1 {
+        changed.push(proto::Resource::try_from(&Resource::Endpoint(endpoint)).unwrap());
+    } else {
+        removed.push(proto::Key::from(&ResourceKey { kind: ResourceKind::Endpoint, name: id.to_owned() }));
+    }
+    Update { generation: generation + 1, complete: true, changed, removed, ..Update::default() }
 }
 
 #[tonic::async_trait]
@@ -41,7 +63,7 @@ impl Push for Control {
     async fn stream(&self, request: Request<Streaming<FromGateway>>) -> Result<Response<Self::StreamStream>, Status> {
         let mut from = request.into_inner();
         let (to, messages) = mpsc::channel(16);
-        let (said, everything) = (self.said.clone(), self.everything.clone());
+        let (said, everything, changes) = (self.said.clone(), self.everything.clone(), self.changes);
         tokio::spawn(async move {
             while let Ok(Some(FromGateway { message: Some(message) })) = from.message().await {
                 let mut answers = Vec::new();
@@ -53,6 +75,11 @@ impl Push for Control {
                         let update = Update { generation, full: true, complete: true, changed, ..Update::default() };
                         answers.push(Heard::Update(update));
                     }
+                }
+                if let Said::Applied(proto::Applied { generation }) = &message
+                    && *generation <= changes
+                {
+                    answers.push(Heard::Update(change_after(*generation)));
                 }
                 if said.send(message).is_err() {
                     return;
@@ -74,8 +101,8 @@ struct Server {
 }
 
 impl Server {
-    /// Serves on a listener what `text` declares.
-    fn start(listener: TcpListener, text: &str) -> Self {
+    /// Serves on a listener what `text` declares, and so many changes.
+    fn start(listener: TcpListener, text: &str, changes: u64) -> Self {
         let declaration = Declaration::from_toml(text, "gateway.toml").unwrap();
         let everything =
             declaration.resources().map(|resource| proto::Resource::try_from(&resource).unwrap()).collect();
@@ -86,7 +113,7 @@ impl Server {
             runtime.block_on(async {
                 listener.set_nonblocking(true).unwrap();
                 let connections = TcpListenerStream::new(tokio::net::TcpListener::from_std(listener).unwrap());
-                let service = PushServer::new(Control { everything, said: to });
+                let service = PushServer::new(Control { everything, changes, said: to });
                 let server = tonic::transport::Server::builder().add_service(service);
                 tokio::select! {
                     served = server.serve_with_incoming(connections) => served.unwrap(),
@@ -136,8 +163,8 @@ fn with_control(text: &str) -> String {
         .to_toml()
 }
 
-#[test]
-fn traffic_outlives_control_and_a_start_without_control_forwards() {
+/// A gateway without endpoints that is told where control is, and what control is to serve there.
+fn bed_with_control() -> Option<(Bed, TcpListener, String)> {
     let (listening, listeners) = channel();
     let (declared, texts) = channel();
     let listen = move |network: &Network| {
@@ -149,9 +176,15 @@ fn traffic_outlives_control_and_a_start_without_control_forwards() {
         declared.send(text).unwrap();
         process
     });
-    let Some(mut bed) = Bed::start(builder) else { return };
+    let bed = Bed::start(builder)?;
+    Some((bed, listeners.recv().unwrap(), texts.recv().unwrap()))
+}
+
+#[test]
+fn traffic_outlives_control_and_a_start_without_control_forwards() {
+    let Some((mut bed, listener, text)) = bed_with_control() else { return };
     assert!(bed.counters().endpoints.is_empty(), "nothing is declared in the file");
-    let server = Server::start(listeners.recv().unwrap(), &texts.recv().unwrap());
+    let server = Server::start(listener, &text, 0);
     let hello = server.wait("Hello", |said| matches!(said, Said::Hello(_)));
     assert!(matches!(hello, Said::Hello(Hello { generation: 0, .. })));
     let applied = server.wait("an outcome", |said| matches!(said, Said::Applied(_) | Said::Refused(_)));
@@ -181,4 +214,39 @@ fn traffic_outlives_control_and_a_start_without_control_forwards() {
     assert_eq!((control.connected, control.generation), (0, 1));
     bed.ask(0, |client| drop(client.ask_tcp(network::page(), 0).unwrap()));
     bed.ask(1, |client| drop(client.ask_tcp(network::page(), 0).unwrap()));
+}
+
+#[test]
+fn thousands_of_changes_lose_no_frame_and_change_no_flow() {
+    /// A change costs what the disk takes for it: on a slow one there are fewer.
+    const CHANGES: u64 = 10_000;
+    const ENOUGH: Duration = Duration::from_secs(60);
+    let Some((bed, listener, text)) = bed_with_control() else { return };
+    let server = Server::start(listener, &text, CHANGES);
+    let applied = |said: &Said| matches!(said, Said::Applied(_) | Said::Refused(_));
+    assert_eq!(server.wait("the first outcome", applied), Said::Applied(proto::Applied { generation: 1 }));
+    let flows = || {
+        let flows = bed.gateway().flows().unwrap();
+        let row = |flow: &serde_json::Value| ["vpc", "client", "snat", "target"].map(|key| flow[key].to_string());
+        flows.as_array().unwrap().iter().map(row).collect::<BTreeSet<_>>()
+    };
+    let ring_drops = || bed.counters().ports.iter().map(|port| port.received.kernel_drops).sum::<u64>();
+    let players = [PingPong::start(bed.client(0)), PingPong::start(bed.client(1))];
+    let (before, drops, since) = (flows(), ring_drops(), Instant::now());
+    let mut last = 1;
+    while last <= CHANGES && since.elapsed() < ENOUGH {
+        match server.wait("an outcome", applied) {
+            Said::Applied(proto::Applied { generation }) => last = generation,
+            said => panic!("{said:?}"),
+        }
+    }
+    println!("{} changes in {:.1?}", last - 1, since.elapsed());
+    players.iter().for_each(|player| player.wait_for_more(Duration::from_secs(10)));
+    assert_eq!(flows(), before, "a flow changed");
+    let lost: usize = players.map(|player| player.stop().len()).into_iter().sum();
+    let drops = ring_drops() - drops;
+    assert!(
+        lost as u64 <= drops,
+        "{lost} datagrams are lost, and the kernel kept only {drops} frames from the gateway"
+    );
 }
