@@ -160,8 +160,16 @@ impl Topology {
     /// # Errors
     /// When the socket cannot be made.
     pub fn bind_udp_server(&self) -> Result<UdpSocket, NatError> {
-        self.at_server(|| UdpSocket::bind((self.server_address, PORT)))?
-            .map_err(|error| NatError::Io("bind a socket at the server", error))
+        let deadline = Instant::now() + CONNECT;
+        loop {
+            match self.at_server(|| UdpSocket::bind((self.server_address, PORT)))? {
+                // The socket of the measurement before is let go by its thread.
+                Err(error) if error.kind() == std::io::ErrorKind::AddrInUse && Instant::now() < deadline => {
+                    std::thread::sleep(Duration::from_millis(10));
+                }
+                outcome => return outcome.map_err(|error| NatError::Io("bind a socket at the server", error)),
+            }
+        }
     }
 
     /// A UDP socket of the client's, connected to the endpoint.

@@ -114,12 +114,14 @@ fn the_common_name_of_a_client_certificate_is_the_principal_and_others_are_nobod
     let wrong = with_token.replace("postern-token-", "postern-token-0");
     assert_eq!(call(&bed, &files, &wrong, Some("operator")).unwrap().status, 401);
     assert!(call(&bed, &files, &whoami, Some("foreign")).is_err(), "a foreign authority is believed");
-    // Without TLS nothing is said.
+    // Without TLS nothing is said but that it is missing.
     let mut plain = bed.operator.connect();
     plain.write_all(whoami.as_bytes()).unwrap();
     let mut bytes = Vec::new();
     let _ = std::io::Read::read_to_end(&mut plain, &mut bytes);
-    assert!(!String::from_utf8_lossy(&bytes).contains("HTTP"), "{bytes:?}");
+    let answer = String::from_utf8_lossy(&bytes);
+    assert!(answer.starts_with("HTTP/1.1 400 ") && answer.contains("TlsRequired"), "{answer}");
+    assert!(!answer.contains("principal"), "{answer}");
     call(&bed, &files, &with_token, None).unwrap().expect(200);
 }
 

@@ -28,6 +28,7 @@ const TRAFFIC: &[&str] = &[
     "worker.steps",
     "worker.sleeps",
     "worker.generation",
+    "worker.tables_longest",
     "endpoints.packets_forward",
     "endpoints.packets_reverse",
     "endpoints.bytes_forward",

@@ -35,7 +35,7 @@ fn each_kind_of_bad_frame_is_counted_by_its_reason_and_makes_no_flow() {
     checksum[10] ^= 1;
     let mut udp = good();
     udp[24..26].copy_from_slice(&200_u16.to_be_bytes());
-    let other_type = [&ETHERNET[..12], &[0x86, 0xdd], &[0; 40]].concat();
+    let other_type = [&ETHERNET[..12], &[0x88, 0xb5], &[0; 40]].concat();
     let frames: [(&str, Vec<u8>); 11] = [
         ("foreign_mac", foreign),
         ("ethertype", other_type),

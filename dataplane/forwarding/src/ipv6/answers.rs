@@ -21,11 +21,12 @@ impl Forwarder<'_> {
         match self.local_destination6(frame, parsed) {
             None => self.refuse(DropReason::NotLocal),
             Some(LocalAddress::Endpoint(index)) if kind == ECHO_REQUEST => {
-                let allowed = self.snapshot.endpoint(index).is_some_and(|endpoint| endpoint.echo);
-                if allowed {
-                    self.echo6(frame, parsed, index.0)
-                } else {
-                    self.refuse_for(index.0, DropReason::EchoDisabled)
+                if !self.snapshot.endpoint(index).is_some_and(|endpoint| endpoint.echo) {
+                    return self.refuse_for(index.0, DropReason::EchoDisabled);
+                }
+                match self.guard_echo(frame, index, parsed) {
+                    Ok(()) => self.echo6(frame, parsed, index.0),
+                    Err(reason) => self.refuse_for(index.0, reason),
                 }
             }
             Some(_) if is_error(kind) => self.icmpv6_error(frame, parsed, outbox, now),

@@ -203,6 +203,21 @@ fn ipv6_syn_offers_are_clamped_to_what_fits_with_headers_of_sixty_bytes() {
 }
 
 #[test]
+fn ipv6_flows_and_icmp_echoes_obey_the_security_group_of_the_endpoint() {
+    let toml = configuration(POOL6, TARGET_LINES).replacen(
+        "addresses = [\"2001:db8:1::100\"]",
+        "addresses = [\"2001:db8:1::100\"]\nsecurity_groups = [\"web\"]",
+        1,
+    ) + "\n[[security_group]]\nname = \"web\"\nrules = [{ protocol = \"tcp\", ports = \"80\", source = \"::/0\" }]\n";
+    let mut bed = Bed::from_toml(1, &toml, 1024);
+    bed.one(CONSUMER_A, &tcp6(CONSUMER_A, at(CLIENT6, 1), WEB, Flags::SYN, 1, 0, b""));
+    bed.none(CONSUMER_A, &udp6(CONSUMER_A, at(CLIENT6, 1), DNS, b"q"), DropReason::SecurityGroup);
+    let mut echo = Vec::new();
+    ip(CONSUMER_A, CLIENT6, ENDPOINT6).icmpv6_echo_request(7, 1).write(&mut echo, b"ping").unwrap();
+    bed.none(CONSUMER_A, &echo, DropReason::SecurityGroup);
+}
+
+#[test]
 fn an_ipv6_icmp_echo_to_an_endpoint_is_answered_unless_it_is_told_not_to() {
     let mut echo = Vec::new();
     ip(CONSUMER_A, CLIENT6, ENDPOINT6).icmpv6_echo_request(7, 1).write(&mut echo, b"ping").unwrap();
