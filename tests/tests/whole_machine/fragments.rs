@@ -85,13 +85,15 @@ fn mtu_of_jumbo_frames_and_ordinary_ones_is_bridged_by_fragments_where_df_is_cle
     bed.expect_counters(&[("drops.too_big", 1..=1), ("endpoints.drops", 1..=1), ("frames.made", 1..=1)]);
     drop(bed);
 
-    // Clear: the gateway cuts.
-    for (consumers, provider) in [(9000, 1500), (1500, 9000)] {
+    // Clear: the gateway cuts. The targets' sockets are older than the setting and set DF, so their answers must fit.
+    for (consumers, provider, sizes) in
+        [(9000, 1500, &[1000, 1473, 4000, 8400, 8472, 30_000, 60_000][..]), (1500, 9000, &[1000, 1472][..])]
+    {
         let Some(bed) = Bed::start(Topology::builder().mtus(consumers, provider).workers(2)) else { return };
         leave_df_clear(&bed);
         bed.ask(0, |client| {
             meet_the_targets(client);
-            for (seed, size) in (1..).zip([1000, 1473, 4000, 8400, 8472, 30_000, 60_000]) {
+            for (seed, &size) in (1..).zip(sizes) {
                 client.ask_udp(network::echo(), 0, seed, size).unwrap_or_else(|error| panic!("{size} bytes: {error}"));
             }
             for (seed, way) in [(1, Way::Upload), (2, Way::Download)] {
