@@ -138,7 +138,6 @@ impl NextHops {
     }
 
     /// The hop to an IPv6 neighbour, likewise.
-    #[allow(dead_code, reason = "the first IPv6 packet asks for it")]
     pub(crate) fn neighbour6(
         &mut self,
         snapshot: &Snapshot,

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use nix::sys::socket::setsockopt;
 use nix::sys::socket::sockopt::UdpGsoSegment;
-use postern_lab::network::{self, ENDPOINT};
+use postern_lab::network::{self, ENDPOINT, Network};
 use postern_lab::{Client, Offloads, Topology, Way};
 
 use crate::bed::{Bed, eventually, run};
@@ -18,9 +18,10 @@ use crate::traffic::PingPong;
 /// Counters that move as the workers happen to own datagrams and flows.
 const HANDED: [(&str, std::ops::RangeInclusive<u64>); 2] = [("frames.handed_out", ANY), ("frames.handed_in", ANY)];
 
-/// Has a client's stack leave DF clear, as a sender without path MTU discovery does.
-fn leave_df_clear(bed: &Bed) {
-    for node in bed.clients().iter().chain(bed.targets().iter().map(postern_lab::Target::node)) {
+/// Has all stacks leave DF clear, as senders without path MTU discovery do: before there is any socket, which keeps what was
+/// set when it was made.
+fn leave_df_clear(network: &Network) {
+    for node in network.clients.iter().chain(&network.targets) {
         node.namespace().set_sysctl("net.ipv4.ip_no_pmtu_disc", "1").unwrap();
     }
 }
@@ -85,15 +86,13 @@ fn mtu_of_jumbo_frames_and_ordinary_ones_is_bridged_by_fragments_where_df_is_cle
     bed.expect_counters(&[("drops.too_big", 1..=1), ("endpoints.drops", 1..=1), ("frames.made", 1..=1)]);
     drop(bed);
 
-    // Clear: the gateway cuts. The targets' sockets are older than the setting and set DF, so their answers must fit.
-    for (consumers, provider, sizes) in
-        [(9000, 1500, &[1000, 1473, 4000, 8400, 8472, 30_000, 60_000][..]), (1500, 9000, &[1000, 1472][..])]
-    {
-        let Some(bed) = Bed::start(Topology::builder().mtus(consumers, provider).workers(2)) else { return };
-        leave_df_clear(&bed);
+    // Clear: the gateway cuts.
+    for (consumers, provider) in [(9000, 1500), (1500, 9000)] {
+        let topology = Topology::builder().mtus(consumers, provider).workers(2).prepare(leave_df_clear);
+        let Some(bed) = Bed::start(topology) else { return };
         bed.ask(0, |client| {
             meet_the_targets(client);
-            for (seed, &size) in (1..).zip(sizes) {
+            for (seed, size) in (1..).zip([1000, 1473, 4000, 8400, 8472, 30_000, 60_000]) {
                 client.ask_udp(network::echo(), 0, seed, size).unwrap_or_else(|error| panic!("{size} bytes: {error}"));
             }
             for (seed, way) in [(1, Way::Upload), (2, Way::Download)] {
@@ -108,8 +107,7 @@ fn mtu_of_jumbo_frames_and_ordinary_ones_is_bridged_by_fragments_where_df_is_cle
 #[test]
 fn super_frames_whose_segments_exceed_the_mtu_are_cut_into_fragments_where_df_is_clear() {
     const SEGMENT: usize = 2000;
-    let Some(bed) = Bed::start(Topology::builder().mtus(9000, 1500)) else { return };
-    leave_df_clear(&bed);
+    let Some(bed) = Bed::start(Topology::builder().mtus(9000, 1500).prepare(leave_df_clear)) else { return };
     run(bed.client(0), || {
         let socket = UdpSocket::bind("0.0.0.0:0").unwrap();
         socket.set_read_timeout(Some(Duration::from_secs(3))).unwrap();
