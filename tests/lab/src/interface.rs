@@ -2,17 +2,21 @@
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::time::{Duration, Instant};
 
 use futures_util::TryStreamExt;
 use nix::net::if_::if_nametoindex;
 use postern_wire::MacAddress;
-use rtnetlink::packet_route::link::{LinkAttribute, LinkMessage};
+use rtnetlink::packet_route::link::{LinkAttribute, LinkMessage, State};
 use rtnetlink::{
     Handle, LinkBridge, LinkMessageBuilder, LinkUnspec, LinkVeth, LinkVlan, RouteMessageBuilder, new_connection,
 };
 
 use crate::namespace::{Namespace, NamespaceError};
 use crate::statistics::InterfaceStatistics;
+
+/// How long [`Interface::wait_for_carrier`] waits: the kernel's own delay is a second at most.
+const CARRIER: Duration = Duration::from_secs(2);
 
 /// What can go wrong with an interface.
 #[derive(Debug, thiserror::Error)]
@@ -98,7 +102,7 @@ impl<'a> VethEnd<'a> {
         self
     }
 
-    /// Makes the pair; both ends are up.
+    /// Makes the pair; both ends are up and have carrier.
     pub fn pair(&self, other: &VethEnd<'_>) -> Result<(Interface, Interface), InterfaceError> {
         // Made in the first namespace with a name that nobody else has there, then moved and renamed in one step.
         let waiting = format!("~{}", other.name.chars().take(14).collect::<String>());
@@ -119,6 +123,9 @@ impl<'a> VethEnd<'a> {
                 settings = settings.address(mac.0.to_vec());
             }
             change(end.namespace, "configure", end.name, settings.build())?;
+        }
+        for end in [&ends.0, &ends.1] {
+            end.wait_for_carrier()?;
         }
         Ok(ends)
     }
@@ -226,6 +233,23 @@ impl Interface {
     /// Gives it another MTU, in bytes.
     pub fn set_mtu(&self, mtu: u32) -> Result<(), InterfaceError> {
         change(&self.namespace, "change the MTU of", &self.name, self.message()?.mtu(mtu).build())
+    }
+
+    /// Waits until the kernel takes its carrier for up, which it does in the background: before, a device drops what it is to
+    /// send, and a bridge keeps a new port disabled. After two seconds without that, which a caller will notice, it goes on.
+    fn wait_for_carrier(&self) -> Result<(), InterfaceError> {
+        let deadline = Instant::now() + CARRIER;
+        let index = self.index()?;
+        loop {
+            let link = netlink(&self.namespace, "read", &self.name, async |handle| {
+                handle.link().get().match_index(index).execute().try_next().await
+            })?;
+            let attributes = link.ok_or_else(|| self.missing())?.attributes;
+            if attributes.contains(&LinkAttribute::OperState(State::Up)) || Instant::now() > deadline {
+                return Ok(());
+            }
+            std::thread::sleep(Duration::from_millis(2));
+        }
     }
 
     /// Makes it a port of a bridge in the same namespace.
