@@ -153,12 +153,7 @@ impl Forwarder<'_> {
             return self.first_expired(frame, parsed, index, outbox, now);
         }
         let sequence = match parsed.kind {
-            PacketKind::Tcp => {
-                if self.half_open.is_full_for(index.0) && !self.make_half_open_room(index.0, outbox, now) {
-                    return self.refuse_for(index.0, DropReason::HalfOpenFull);
-                }
-                sequence_number(frame, parsed)
-            }
+            PacketKind::Tcp => sequence_number(frame, parsed),
             _ => 0,
         };
         let place = match self.choose::<WIDE>(frame, parsed, index, sequence) {
@@ -186,6 +181,13 @@ impl Forwarder<'_> {
         outbox: &mut Outbox,
         now: Now,
     ) -> Verdict {
+        // Only now: what may not open a flow must not cost another its place.
+        if slot.parsed.kind == PacketKind::Tcp
+            && self.half_open.is_full_for(index.0)
+            && !self.make_half_open_room(index.0, outbox, now)
+        {
+            return self.refuse_for(index.0, DropReason::HalfOpenFull);
+        }
         let (lease, snat) = match self.lease::<WIDE>(place, slot, note, outbox, now) {
             Ok(lease) => lease,
             Err(Leaseless::Ask(worker, note)) => return Verdict::Handoff(worker, note),

@@ -81,6 +81,24 @@ fn a_client_that_a_security_group_does_not_let_in_learns_nothing() {
 }
 
 #[test]
+fn a_flood_that_the_security_group_blocks_costs_no_half_open_flow_its_place() {
+    let mut bed = Bed::from_toml(1, &toml(&group("near", "", NEAR), OF_ENDPOINT, ""), 1024);
+    let half_open = |bed: &Bed| bed.total(|counters| counters.half_open.get());
+    // As many as one endpoint may have.
+    for port in 1..=64 {
+        bed.receive(CONSUMER_A, &syn(socket(CLIENT, port)));
+    }
+    assert_eq!(half_open(&bed), 64);
+    for port in 1..=100 {
+        bed.none(CONSUMER_A, &syn(socket(STRANGER, port)), DropReason::SecurityGroup);
+    }
+    assert_eq!((half_open(&bed), bed.total(|counters| counters.half_open_evicted.get())), (64, 0));
+    // One that may come in takes the oldest's.
+    bed.receive(CONSUMER_A, &syn(socket(CLIENT, 65)));
+    assert_eq!((half_open(&bed), bed.total(|counters| counters.half_open_evicted.get())), (64, 1));
+}
+
+#[test]
 fn echo_to_an_endpoint_obeys_its_security_group() {
     let rules = format!("{NEAR}, {{ protocol = \"icmp\", source = \"10.0.0.9/32\" }}");
     let mut bed = Bed::from_toml(1, &toml(&group("near", "", &rules), OF_ENDPOINT, ""), 1024);
