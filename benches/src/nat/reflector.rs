@@ -136,15 +136,19 @@ impl Side {
 
 /// Reflects until it is told to stop; never sleeps where it has a CPU of its own.
 fn reflect(mut sides: [(Side, MacAddress, MacAddress); 2], stop: &AtomicBool) {
-    let _ = pin(GATEWAY_CPU);
+    // Asked before: a pinned thread has one CPU.
     let alone = cores() > 1;
+    let _ = pin(GATEWAY_CPU);
     let mut report = TransmitReport::default();
     while !stop.load(Ordering::Relaxed) {
         let mut any = false;
         for (side, destination, source) in &mut sides {
             any |= side.step(*destination, *source, &mut report);
         }
-        if !any && !alone {
+        if !any && alone {
+            // The other CPU may be a thread of the same core.
+            std::hint::spin_loop();
+        } else if !any {
             poll::sleep(sides.iter().filter_map(|(side, ..)| side.from.poll_fd()), None, NAP);
         }
     }
