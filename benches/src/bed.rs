@@ -192,7 +192,11 @@ fn declare(targets: u8, ends: Ends) -> Declaration {
     let [consumer_network, clients, router, endpoint] = ends.consumer();
     let [provider_network, snat, target] = ends.provider();
     let (consumer, provider) = (name("vpc-consumer"), name("vpc-provider"));
-    let port = |interface: &str| declaration::Port { interface: name(interface), mode: declaration::Mode::Own };
+    let port = |interface: &str| declaration::Port {
+        interface: name(interface),
+        mode: declaration::Mode::Own,
+        ..declaration::Port::default()
+    };
     let attachment = |vpc: &String, port: &str, prefix: &str| declaration::Attachment {
         name: name(port),
         vpc: vpc.clone(),

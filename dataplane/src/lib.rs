@@ -1,6 +1,7 @@
 //! The role that moves packets: startup, workers, supervisor, neighbours, inspection.
 #![forbid(unsafe_code)]
 
+pub mod back_end;
 pub mod configuration;
 pub mod control_link;
 pub mod control_side;

@@ -5,9 +5,7 @@ use std::fs;
 use std::os::fd::AsFd;
 
 use postern_forwarding::PortInfo;
-use postern_frame_io::af_packet::{
-    FanoutMode, PacketFanout, PacketReceiver, PacketTransmitter, ReceiverConfig, SEND_BUFFER,
-};
+use postern_frame_io::af_packet::{FanoutMode, PacketFanout, PacketTransmitter};
 use postern_frame_io::bpf::BpfError;
 use postern_frame_io::interface::Interface;
 use postern_frame_io::tc::TcError;
@@ -17,16 +15,11 @@ use postern_tables::{Checked, Snapshot};
 use postern_wire::{MacAddress, PortIndex};
 use tracing::warn;
 
+use crate::back_end::{BackEnd, BackEndError, Opening};
 use crate::link::PortDevice;
 use crate::run_directory::{RunDirectory, RunDirectoryError};
 use crate::steered_port::SteeredPort;
 
-/// Slots of a ring: at an MTU of 1,500 8 MB for each worker and port.
-const SLOTS: u32 = 4096;
-/// Super-frames in one burst.
-const LARGE_BUFFERS: u32 = 32;
-/// Bytes of super-frames that may wait.
-const RECEIVE_BUFFER: u32 = 32 << 20;
 /// Smallest MTU of IPv4 that makes sense here (RFC 791 §3.2).
 const SMALLEST_MTU: u32 = 576;
 /// SNAT addresses beyond the endpoints' that the address map of a port has room for.
@@ -52,6 +45,16 @@ pub enum PortError {
     /// The interface is not Ethernet.
     #[error("interface \"{0}\" has no MAC address; only Ethernet interfaces can be ports")]
     NotEthernet(String),
+    /// The back end is not to be had.
+    #[error("{file}: io of port \"{interface}\": {source}")]
+    BackEnd {
+        /// The configuration file.
+        file: String,
+        /// The interface.
+        interface: String,
+        /// Why.
+        source: BackEndError,
+    },
     /// Steering is not permitted, but needed.
     #[error(
         "{needed} needs BPF, which is not permitted here ({source}); as an unprivileged user only one worker with ports \
@@ -78,6 +81,7 @@ pub enum PortError {
 #[derive(Debug)]
 struct Port {
     name: String,
+    back_end: BackEnd,
     shared: bool,
     interface: Interface,
     present: bool,
@@ -122,6 +126,11 @@ impl Ports {
             if !port.shared {
                 warn_of_host(&interface);
             }
+            let back_end = BackEnd::choose(port.io).map_err(|source| PortError::BackEnd {
+                file: checked.file.clone(),
+                interface: port.interface.clone(),
+                source,
+            })?;
             let index = PortIndex(at as u16);
             let room = checked.limits.endpoints.saturating_mul(2).saturating_add(MORE_ADDRESSES);
             let steering = match SteeredPort::load(index, port.shared, ownership, snapshot, room) {
@@ -145,6 +154,7 @@ impl Ports {
             };
             ports.push(Port {
                 name: port.interface.clone(),
+                back_end,
                 shared: port.shared,
                 interface,
                 present: true,
@@ -181,6 +191,18 @@ impl Ports {
         self.ports[port].shared
     }
 
+    /// The back end of a port's devices.
+    #[must_use]
+    pub fn back_end(&self, port: usize) -> BackEnd {
+        self.ports[port].back_end
+    }
+
+    /// The back end of each port's devices.
+    #[must_use]
+    pub fn back_ends(&self) -> Vec<BackEnd> {
+        self.ports.iter().map(|port| port.back_end).collect()
+    }
+
     /// What the forwarders must know.
     #[must_use]
     pub fn infos(&self) -> Vec<PortInfo> {
@@ -203,27 +225,19 @@ impl Ports {
     pub fn open(&mut self, port: usize) -> Result<Vec<PortDevice>, DeviceError> {
         let group = self.next_group;
         self.next_group = self.next_group.wrapping_add(1);
-        let Port { interface, steering, promiscuous, .. } = &self.ports[port];
+        let Port { back_end, interface, steering, promiscuous, .. } = &self.ports[port];
         let fanout = steering
             .as_ref()
             .filter(|_| self.workers > 1)
             .map(|steering| PacketFanout { group, mode: FanoutMode::Program(steering.fan_out().as_fd()) });
-        let config = ReceiverConfig {
+        back_end.open(&Opening {
+            interface,
             port: PortIndex(port as u16),
-            slots: SLOTS,
-            large_buffers: LARGE_BUFFERS,
-            receive_buffer: RECEIVE_BUFFER,
+            workers: self.workers,
             promiscuous: *promiscuous,
             fanout,
             filter: steering.as_ref().and_then(SteeredPort::claimed).map(AsFd::as_fd),
-        };
-        let open = |_| {
-            Ok(PortDevice {
-                receive: Box::new(PacketReceiver::open(interface, &config)?),
-                transmit: Box::new(PacketTransmitter::open(interface, SEND_BUFFER)?),
-            })
-        };
-        (0..self.workers).map(open).collect()
+        })
     }
 
     /// Opens a transmitter for the control-side thread's own frames.

@@ -118,7 +118,7 @@ pub fn replay(checked: &Checked, replay: &Replay) -> Result<CountersReport, Repl
         player.play(frame, port);
     }
     player.written.and_then(|()| player.writer.finish()).map_err(at(&replay.output))?;
-    Ok(collect::counters(&checked.gateway.name, &shared, &NeighbourCounters::default()))
+    Ok(collect::counters(&checked.gateway.name, &shared, &NeighbourCounters::default(), &[]))
 }
 
 struct Player<'m> {

@@ -330,7 +330,9 @@ impl Gateway {
     fn answer(&self, query: Query, reload: &Reload, link: Option<&ControlLink>) {
         match query {
             Query::Status(to) => drop(to.send(self.status(reload, link))),
-            Query::Neighbours(to) => drop(to.send(self.side.neighbours().counters())),
+            Query::Counters(to) => {
+                drop(to.send((self.side.neighbours().counters(), self.side.ports().back_ends())));
+            }
         }
     }
 
@@ -356,6 +358,7 @@ impl Gateway {
                 .map(|(at, info)| PortStatus {
                     interface: ports.name(at).to_owned(),
                     shared: ports.is_shared(at),
+                    io: ports.back_end(at).to_string(),
                     up: info.up,
                     mtu: info.mtu,
                     mac: info.mac.to_string(),

@@ -76,10 +76,10 @@ pub(crate) fn print(report: &CountersReport) {
     by_row("target group", GroupReport::METRICS, "postern_target_group_", groups);
     let probes = std::iter::once((report.gateway.clone(), report.probes.values()));
     by_row("health checks", ProbeReport::METRICS, "postern_", probes);
-    let ports = || report.ports.iter();
-    let received = ports().map(|port| (port.interface.clone(), port.received.values()));
+    let ports = || report.ports.iter().map(|port| (format!("{} ({})", port.interface, port.io), port));
+    let received = ports().map(|(label, port)| (label, port.received.values()));
     by_row("port, received", ReceivedReport::METRICS, "postern_device_", received);
-    let sent = ports().map(|port| (port.interface.clone(), port.sent.values()));
+    let sent = ports().map(|(label, port)| (label, port.sent.values()));
     by_row("port, sent", SentReport::METRICS, "postern_device_", sent);
     let neighbours = std::iter::once((report.gateway.clone(), report.neighbours.values()));
     by_row("neighbours", NeighbourReport::METRICS, "postern_", neighbours);

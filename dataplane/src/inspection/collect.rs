@@ -13,6 +13,7 @@ use super::report::{
     ProbeReport, ReceivedReport, SecurityGroupReport, SentReport, TargetGroupReport, TargetReport, TargetStatus,
     TargetTraffic, WorkerReport, WorkerStatus,
 };
+use crate::back_end::BackEnd;
 use crate::control_link::target_views::{TargetKey, TargetView};
 use crate::health::GroupHealth;
 use crate::link::{Shared, WorkerLink};
@@ -20,7 +21,12 @@ use crate::neighbours::NeighbourCounters;
 
 /// Every counter now.
 #[must_use]
-pub fn counters(gateway: &str, shared: &Shared, neighbours: &NeighbourCounters) -> CountersReport {
+pub fn counters(
+    gateway: &str,
+    shared: &Shared,
+    neighbours: &NeighbourCounters,
+    back_ends: &[BackEnd],
+) -> CountersReport {
     let snapshot = shared.tables.load();
     let workers: Vec<_> = shared.links.iter().map(worker).collect();
     let mut total = WorkerReport::default();
@@ -39,7 +45,7 @@ pub fn counters(gateway: &str, shared: &Shared, neighbours: &NeighbourCounters) 
         target_groups: target_groups(groups),
         security_groups: security_groups(&snapshot, shared),
         probes: ProbeReport::read(&probes),
-        ports: ports(&snapshot, shared),
+        ports: ports(&snapshot, shared, back_ends),
         neighbours: NeighbourReport::read(neighbours),
         control: None,
     }
@@ -179,14 +185,15 @@ fn target_groups(groups: Vec<GroupHealth>) -> Vec<TargetGroupReport> {
     groups.into_iter().map(report).collect()
 }
 
-fn ports(snapshot: &Snapshot, shared: &Shared) -> Vec<PortReport> {
+fn ports(snapshot: &Snapshot, shared: &Shared, back_ends: &[BackEnd]) -> Vec<PortReport> {
     let report = |(at, port): (usize, &postern_tables::snapshot::Port)| {
         let (mut received, mut sent) = (ReceivedReport::default(), SentReport::default());
         for counters in shared.links.iter().filter_map(|link| link.ports.get(at)) {
             received.add(&ReceivedReport::read(&counters.received()));
             sent.add(&SentReport::read(&counters.sent()));
         }
-        PortReport { interface: port.interface.clone(), received, sent }
+        let io = back_ends.get(at).map(BackEnd::to_string).unwrap_or_default();
+        PortReport { interface: port.interface.clone(), io, received, sent }
     };
     snapshot.ports.iter().enumerate().map(report).collect()
 }

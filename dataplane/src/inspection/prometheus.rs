@@ -92,6 +92,10 @@ pub fn page(report: &CountersReport) -> String {
         sample(&mut page, GROUP_BLOCKED.name, &[&label("security_group", &group.group)], group.blocked);
     }
     family(&mut page, ProbeReport::METRICS, std::iter::once((gateway.clone(), report.probes.values())));
+    header(&mut page, &PORT_INFO);
+    for port in &report.ports {
+        sample(&mut page, PORT_INFO.name, &[&label("interface", &port.interface), &label("io", &port.io)], 1);
+    }
     let ports = || report.ports.iter().map(|port| (label("interface", &port.interface), port));
     family(&mut page, ReceivedReport::METRICS, ports().map(|(labels, port)| (labels, port.received.values())));
     family(&mut page, SentReport::METRICS, ports().map(|(labels, port)| (labels, port.sent.values())));
@@ -115,6 +119,14 @@ const GROUP_TARGETS: Metric = Metric {
     name: "postern_target_group_targets",
     labels: "",
     help: "Targets by the state of their health.",
+};
+
+/// What a port's devices are.
+const PORT_INFO: Metric = Metric {
+    kind: Kind::Gauge,
+    name: "postern_port_info",
+    labels: "",
+    help: "Always 1; the label `io` is the back end of the port's devices.",
 };
 
 /// What security groups kept out.

@@ -349,6 +349,9 @@ pub struct TargetGroupReport {
 pub struct PortReport {
     /// The interface.
     pub interface: String,
+    /// The back end of its devices.
+    #[serde(default)]
+    pub io: String,
     /// Received, all workers together; as of the last tenth of a second.
     pub received: ReceivedReport,
     /// Sent, all workers together; as of the last tenth of a second.
@@ -441,6 +444,9 @@ pub struct PortStatus {
     pub interface: String,
     /// Whether the host uses it too.
     pub shared: bool,
+    /// The back end of its devices.
+    #[serde(default)]
+    pub io: String,
     /// Whether it can send.
     pub up: bool,
     /// Largest IP datagram, in bytes.

@@ -20,6 +20,7 @@ use tokio::time::timeout;
 use super::flows::FlowReader;
 use super::report::{ControlReport, StatusReport};
 use super::{Answer, Request, collect, prometheus};
+use crate::back_end::BackEnd;
 use crate::control_link::LinkStatus;
 use crate::link::Shared;
 use crate::neighbours::NeighbourCounters;
@@ -36,8 +37,8 @@ const PATIENCE: Duration = Duration::from_secs(30);
 pub enum Query {
     /// How the gateway is.
     Status(oneshot::Sender<StatusReport>),
-    /// What the neighbours counted.
-    Neighbours(oneshot::Sender<NeighbourCounters>),
+    /// What the neighbours counted, and the back end of each port.
+    Counters(oneshot::Sender<(NeighbourCounters, Vec<BackEnd>)>),
 }
 
 /// Why nobody can look in.
@@ -93,9 +94,10 @@ impl Inspector {
     }
 
     async fn counters(&self) -> Result<super::CountersReport, String> {
-        let neighbours = self.query(Query::Neighbours).await?;
+        let (neighbours, back_ends) = self.query(Query::Counters).await?;
         let control = self.control.as_ref().map(|status| ControlReport::read(status.counters()));
-        Ok(super::CountersReport { control, ..collect::counters(&self.gateway, &self.shared, &neighbours) })
+        let report = collect::counters(&self.gateway, &self.shared, &neighbours, &back_ends);
+        Ok(super::CountersReport { control, ..report })
     }
 
     async fn answer(&self, line: &str, to: &mut Lines) -> io::Result<()> {

@@ -9,6 +9,7 @@ use super::client::{ClientError, ask};
 use super::report::{NeighbourReport, StatusReport};
 use super::server::{Inspector, Query, listen, serve, serve_metrics};
 use super::*;
+use crate::back_end::BackEnd;
 use crate::link::Shared;
 use crate::neighbours::NeighbourCounters;
 use crate::polling::IdlePolicy;
@@ -33,7 +34,10 @@ async fn inspected(name: &str) -> (Workers, Arc<Shared>, Vec<[Wire; 2]>, std::pa
         while let Some(query) = queries.recv().await {
             match query {
                 Query::Status(to) => drop(to.send(StatusReport { gateway: "test".into(), ..Default::default() })),
-                Query::Neighbours(to) => drop(to.send(NeighbourCounters { conflicts: 3, ..Default::default() })),
+                Query::Counters(to) => {
+                    let neighbours = NeighbourCounters { conflicts: 3, ..Default::default() };
+                    drop(to.send((neighbours, vec![BackEnd::AfPacket; 2])));
+                }
             }
         }
     });

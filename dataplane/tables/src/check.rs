@@ -150,7 +150,7 @@ impl Declaration {
         let workers = process::workers(&mut checker, &self.workers);
         let selection = process::selection(&mut checker, &self.selection);
         let limits = process::limits(&mut checker, &self);
-        let ports = network::ports(&mut checker, &self.ports);
+        let ports = network::ports(&mut checker, &self.ports, self.gateway.io);
         let port_names = Names::of("port", self.ports.iter().map(|port| &port.interface));
         let vpcs = network::vpcs(&mut checker, &self.vpcs);
         let vpc_names = Names::of("VPC", vpcs.iter());

@@ -75,6 +75,8 @@ pub struct Gateway {
     pub metrics_public: Option<bool>,
     /// Absolute path of the Unix socket for `postern flows` and others. Default: `control.sock` in the run directory.
     pub control_socket: Option<String>,
+    /// How frames come in and go out of all ports that say nothing else. Default: `af_packet`.
+    pub io: Option<Io>,
 }
 
 /// `[control]`
@@ -162,6 +164,34 @@ pub struct Port {
     pub interface: String,
     /// Who uses the interface. Default: `shared`.
     pub mode: Mode,
+    /// How frames come in and go out. Default: `gateway.io`.
+    pub io: Option<Io>,
+}
+
+/// How frames come in and go out of a port.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Io {
+    /// Packet sockets with a receive ring: any interface.
+    #[default]
+    AfPacket,
+    /// Packet sockets through io_uring: any interface, kernel 6.1 or newer.
+    IoUring,
+    /// AF_XDP sockets.
+    AfXdp,
+    /// What suits the interface and the kernel best.
+    Auto,
+}
+
+impl fmt::Display for Io {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::AfPacket => "af_packet",
+            Self::IoUring => "io_uring",
+            Self::AfXdp => "af_xdp",
+            Self::Auto => "auto",
+        })
+    }
 }
 
 /// Who uses an interface.

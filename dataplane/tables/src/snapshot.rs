@@ -12,7 +12,7 @@ use std::sync::Arc;
 use postern_selection::{MaglevTable, SelectionHash};
 use postern_wire::{AttachmentIndex, Family, Ipv4Prefix, Ipv6Prefix, MacAddress, PortIndex};
 
-use crate::declaration::Exhausted;
+use crate::declaration::{Exhausted, Io};
 use crate::health::HealthSettings;
 use crate::history::History;
 use crate::lookup::{AttachmentLookup, longest_match, longest_match6};
@@ -129,6 +129,8 @@ pub struct Port {
     pub interface: String,
     /// Whether the host uses the interface too.
     pub shared: bool,
+    /// How frames come in and go out.
+    pub io: Io,
 }
 
 /// A tenant's network.

@@ -39,13 +39,23 @@ fn what_is_not_toml_or_unknown_is_named_with_its_line() {
         (
             "name = \"lab\"",
             "nmae = \"lab\"",
-            r#"line 2: unknown field `nmae`, expected one of `name`, `run_directory`, `metrics`, `metrics_public`, `control_socket`, in: nmae = "lab""#,
+            r#"line 2: unknown field `nmae`, expected one of `name`, `run_directory`, `metrics`, `metrics_public`, `control_socket`, `io`, in: nmae = "lab""#,
         ),
         ("name = \"lab\"", "name = 7", r#"line 2: invalid type: integer `7`, expected a string, in: name = 7"#),
         (
             "mode = \"own\"",
             "mode = \"mine\"",
             r#"line 6: unknown variant `mine`, expected `own` or `shared`, in: mode = "mine""#,
+        ),
+        (
+            "mode = \"own\"",
+            "mode = \"own\"\nio = \"dpdk\"",
+            r#"line 7: unknown variant `dpdk`, expected one of `af_packet`, `io_uring`, `af_xdp`, `auto`, in: io = "dpdk""#,
+        ),
+        (
+            "name = \"lab\"",
+            "io = \"AF_PACKET\"",
+            r#"line 2: unknown variant `AF_PACKET`, expected one of `af_packet`, `io_uring`, `af_xdp`, `auto`, in: io = "AF_PACKET""#,
         ),
         ("vlan = 20", "vlan = \"20\"", r#"line 28: invalid type: string "20", expected an integer, in: vlan = "20""#),
         (
@@ -711,7 +721,15 @@ fn a_reload_that_needs_a_restart_says_which_key_does() {
         (
             "interface = \"trunk\"",
             "interface = \"trunk\"\nmode = \"own\"",
-            "port = consumer-a (own), trunk (own): was consumer-a (own), trunk (shared) when this process started; \
+            "port = consumer-a (own, af_packet), trunk (own, af_packet): \
+             was consumer-a (own, af_packet), trunk (shared, af_packet) when this process started; \
+             changing it needs a restart",
+        ),
+        (
+            "[gateway]\nname = \"lab\"\n\n[[port]]",
+            "[gateway]\nname = \"lab\"\nio = \"af_xdp\"\n\n[[port]]\nio = \"io_uring\"",
+            "port = consumer-a (own, io_uring), trunk (shared, af_xdp): \
+             was consumer-a (own, af_packet), trunk (shared, af_packet) when this process started; \
              changing it needs a restart",
         ),
     ];

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use postern_tables::declaration::{
-    Attachment, Control, Endpoint, Exhausted, Gateway, HealthCheck, HealthCheckProtocol, Limits, Listener,
+    Attachment, Control, Endpoint, Exhausted, Gateway, HealthCheck, HealthCheckProtocol, Io, Limits, Listener,
     LoadBalancer, Mode, Polling, Port, Protocol, ProxyProtocol, ReturnPath, Route, RuleProtocol, SecurityGroup,
     SecurityRule, Selection, Service, SnatPool, Target, TargetGroup, Vpc, WeightedGroup, Workers,
 };
@@ -51,6 +51,7 @@ fn every_key() -> Declaration {
             metrics: Some(text()),
             metrics_public: Some(true),
             control_socket: Some(text()),
+            io: Some(Io::Auto),
         },
         control: Some(Control {
             address: text(),
@@ -69,7 +70,7 @@ fn every_key() -> Declaration {
         },
         selection: Selection { key: Some(text()) },
         limits: Limits { endpoints: Some(1), targets: Some(1) },
-        ports: vec![Port { interface: text(), mode: Mode::Own }],
+        ports: vec![Port { interface: text(), mode: Mode::Own, io: Some(Io::Auto) }],
         vpcs: vec![Vpc { id: text() }],
         attachments: vec![Attachment {
             name: text(),

@@ -8,7 +8,7 @@ use std::time::Duration;
 use postern_lab::network::{self, ENDPOINT, SNAT, TARGETS};
 use postern_lab::topology::Builder;
 use postern_lab::{Client, Network, Offloads, Topology, VethEnd, Way, Wiring};
-use postern_tables::declaration::{Declaration, Mode};
+use postern_tables::declaration::{Declaration, Mode, Port};
 use postern_wire::MacAddress;
 
 use crate::bed::{Bed, run};
@@ -73,7 +73,7 @@ fn to_switch(network: &Network, provider_too: bool) {
 fn on_trunk(declaration: &mut Declaration, native: bool, provider_too: bool, mode: Mode) {
     let vlans = [(!native).then_some(101), Some(102)];
     declaration.ports.retain(|port| port.interface == "vpc-p" && !provider_too);
-    declaration.ports.push(postern_tables::declaration::Port { interface: "trunk".into(), mode });
+    declaration.ports.push(Port { interface: "trunk".into(), mode, ..Port::default() });
     for (attachment, vlan) in declaration.attachments.iter_mut().zip(vlans) {
         "trunk".clone_into(&mut attachment.port);
         attachment.vlan = vlan;

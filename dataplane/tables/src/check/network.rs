@@ -7,13 +7,13 @@ use std::net::IpAddr;
 use postern_wire::{AttachmentIndex, Family, IpPrefix, MacAddress, PortIndex};
 
 use super::{Checker, Keys, Names, World, text};
-use crate::declaration::{self, Declaration, Mode};
+use crate::declaration::{self, Declaration, Io, Mode};
 use crate::error::Problem;
 use crate::lookup::{longest_match, longest_match6};
 use crate::resource::ResourceKind;
 use crate::snapshot::{Attachment, Port, ReturnPath, Route, Route6, SnatPool, VpcIndex};
 
-pub(super) fn ports(checker: &mut Checker<'_>, ports: &[declaration::Port]) -> Vec<Port> {
+pub(super) fn ports(checker: &mut Checker<'_>, ports: &[declaration::Port], io: Option<Io>) -> Vec<Port> {
     const ALLOWED: &str = "the name of an interface, 1 to 15 bytes without blanks, / and :";
     let key = |at: usize| format!("port[{at}].interface");
     if ports.is_empty() {
@@ -32,7 +32,12 @@ pub(super) fn ports(checker: &mut Checker<'_>, ports: &[declaration::Port]) -> V
         }
     }
     checker.unique(ports.iter().map(|port| port.interface.as_str()), key);
-    ports.iter().map(|port| Port { interface: port.interface.clone(), shared: port.mode == Mode::Shared }).collect()
+    let checked = |port: &declaration::Port| Port {
+        interface: port.interface.clone(),
+        shared: port.mode == Mode::Shared,
+        io: port.io.or(io).unwrap_or_default(),
+    };
+    ports.iter().map(checked).collect()
 }
 
 pub(super) fn vpcs(checker: &mut Checker<'_>, vpcs: &[declaration::Vpc]) -> Vec<String> {

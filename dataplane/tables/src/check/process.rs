@@ -184,7 +184,7 @@ impl Checked {
         }
         let ports = |checked: &Self| {
             let port = |port: &crate::snapshot::Port| {
-                format!("{} ({})", port.interface, if port.shared { "shared" } else { "own" })
+                format!("{} ({}, {})", port.interface, if port.shared { "shared" } else { "own" }, port.io)
             };
             checked.ports.iter().map(port).collect::<Vec<_>>().join(", ")
         };
