@@ -81,16 +81,17 @@ impl PacketTransmitter {
                     may_wait = false;
                     self.wait();
                 }
+                // The error of the socket, and so of all frames that are left.
+                Err(error @ (Errno::EAGAIN | Errno::ENETDOWN | Errno::ENXIO | Errno::ENODEV)) => {
+                    for _ in at..count {
+                        report.refuse(error);
+                    }
+                    at = count;
+                }
                 // The error of one frame: the kernel has sent those before it and looked at none behind it.
                 Err(error) => {
                     report.refuse(error);
                     at += 1;
-                    if matches!(error, Errno::ENETDOWN | Errno::ENXIO | Errno::ENODEV) {
-                        for _ in at..count {
-                            report.refuse(error);
-                        }
-                        at = count;
-                    }
                 }
             }
         }

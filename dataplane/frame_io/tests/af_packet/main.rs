@@ -5,6 +5,7 @@ mod loss;
 mod netlink;
 mod passing;
 mod ports;
+mod pressure;
 mod topology;
 
 use std::os::fd::BorrowedFd;

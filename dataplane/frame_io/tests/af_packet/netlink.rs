@@ -98,3 +98,28 @@ pub(crate) fn add_address(index: u32, address: Ipv4Addr) -> Result<(), Errno> {
     fixed[4..].copy_from_slice(&index.to_ne_bytes());
     Request::new(20, CREATE, &fixed).attribute(2, &address.octets()).attribute(1, &address.octets()).send()
 }
+
+/// Lets a link send `bytes_per_second` only, after a burst of 2,000 bytes; frames beyond `limit` bytes that wait are dropped
+/// (tc-tbf(8), `struct tc_tbf_qopt` of linux/pkt_sched.h).
+pub(crate) fn slow_down(index: u32, bytes_per_second: u32, limit: u32) -> Result<(), Errno> {
+    let (newqdisc, kind, options, parameters, burst) = (36, 1, 2, 1, 6);
+    let root = u32::MAX;
+    let mut fixed = [0; 20];
+    fixed[4..8].copy_from_slice(&index.to_ne_bytes());
+    fixed[12..16].copy_from_slice(&root.to_ne_bytes());
+    // Two rates of 12 bytes, the rate itself last; limit; buffer and MTU, which `burst` replaces.
+    let mut rates = [0; 36];
+    rates[1] = 1; // TC_LINKLAYER_ETHERNET
+    rates[8..12].copy_from_slice(&bytes_per_second.to_ne_bytes());
+    rates[24..28].copy_from_slice(&limit.to_ne_bytes());
+    let fill = |request: Request| request.attribute(parameters, &rates).attribute(burst, &2000u32.to_ne_bytes());
+    Request::new(newqdisc, CREATE, &fixed).attribute(kind, b"tbf\0").nested(options, &[], fill).send()
+}
+
+/// Takes away what [`slow_down`] has set: what waits is dropped.
+pub(crate) fn full_speed(index: u32) -> Result<(), Errno> {
+    let mut fixed = [0; 20];
+    fixed[4..8].copy_from_slice(&index.to_ne_bytes());
+    fixed[12..16].copy_from_slice(&u32::MAX.to_ne_bytes());
+    Request::new(37, 0, &fixed).send()
+}
