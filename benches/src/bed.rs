@@ -31,6 +31,8 @@ pub const FRAMES: usize = 32;
 pub const ALL_TARGETS: u32 = 256;
 /// How many bursts pass in a millisecond of the fixture's time: about two million packets a second.
 const BURSTS_PER_MILLISECOND: u64 = 64;
+/// Bytes of a receive buffer: the longest frame of an MTU of 1,500, and what NAT64 adds.
+const SLOT: usize = HEADROOM + 1600;
 
 /// The endpoint's port.
 const SERVICE_PORT: u16 = 443;
@@ -130,25 +132,27 @@ impl Ends {
     }
 }
 
-/// One frame to be received: what to copy into a receive buffer, and where it comes in.
+/// One frame to be received: what to copy into a receive buffer, and where it comes in. Of a frame that is longer than
+/// [`FRAME`] the beginning is kept, which has all headers; the rest is what the buffer has there, as a forwarder reads none of it.
 #[derive(Clone, Copy, Debug)]
 pub struct Template {
     bytes: [u8; FRAME],
-    length: u8,
+    length: u16,
     ingress: PortIndex,
 }
 
 impl Template {
     fn new(bytes: &[u8], ingress: PortIndex) -> Self {
-        let mut template = Self { bytes: [0; FRAME], length: bytes.len() as u8, ingress };
-        template.bytes[..bytes.len()].copy_from_slice(bytes);
+        let mut template = Self { bytes: [0; FRAME], length: bytes.len() as u16, ingress };
+        let kept = bytes.len().min(FRAME);
+        template.bytes[..kept].copy_from_slice(&bytes[..kept]);
         template
     }
 
-    /// The frame's bytes.
+    /// The frame's bytes, [`FRAME`] at most.
     #[must_use]
     pub fn bytes(&self) -> &[u8] {
-        &self.bytes[..usize::from(self.length)]
+        &self.bytes[..usize::from(self.length).min(FRAME)]
     }
 }
 
@@ -264,7 +268,7 @@ pub struct Bed<'m> {
     forwarder: Forwarder<'m>,
     outbox: Outbox,
     /// Receive buffers.
-    slots: Box<[[u8; HEADROOM + 2 * FRAME]; BURST]>,
+    slots: Box<[[u8; SLOT]; BURST]>,
     now: Now,
     bursts: u64,
     ends: Ends,
@@ -301,7 +305,7 @@ impl<'m> Bed<'m> {
         Ok(Self {
             forwarder: Forwarder::new(&config, memory, Arc::new(snapshot), ownership, counters)?,
             outbox: Outbox::new(BURST),
-            slots: Box::new([[0; HEADROOM + 2 * FRAME]; BURST]),
+            slots: Box::new([[0; SLOT]; BURST]),
             now: Now::from_milliseconds(1000),
             bursts: 0,
             ends,
@@ -346,10 +350,23 @@ impl<'m> Bed<'m> {
         protocol: Protocol,
         numbers: std::ops::Range<u32>,
     ) -> Result<Vec<Connection>, BedError> {
-        numbers.map(|number| self.open(protocol, number)).collect()
+        self.establish_sized(protocol, numbers, |_| FRAME)
     }
 
-    fn open(&mut self, protocol: Protocol, number: u32) -> Result<Connection, BedError> {
+    /// The same with frames of other lengths, by the connection's number, in bytes without frame check sequence.
+    ///
+    /// # Errors
+    /// When a packet of a handshake is not forwarded.
+    pub fn establish_sized(
+        &mut self,
+        protocol: Protocol,
+        numbers: std::ops::Range<u32>,
+        length: impl Fn(u32) -> usize,
+    ) -> Result<Vec<Connection>, BedError> {
+        numbers.map(|number| self.open(protocol, number, length(number))).collect()
+    }
+
+    fn open(&mut self, protocol: Protocol, number: u32, length: usize) -> Result<Connection, BedError> {
         let tcp = |flags, sequence| Carried::Tcp { flags, sequence };
         let (first, answer, data) = match protocol {
             Protocol::Tcp => {
@@ -360,13 +377,13 @@ impl<'m> Bed<'m> {
         let (client, endpoint) = (self.ends.client(number), self.ends.endpoint());
         let from_client = |carried| {
             let macs = (CONSUMER_MAC, NEIGHBOUR_MAC);
-            Template::new(&frame(macs, client, endpoint, carried, FRAME), CONSUMER_PORT)
+            Template::new(&frame(macs, client, endpoint, carried, length), CONSUMER_PORT)
         };
         let translated = self.send("first", number, &from_client(first))?;
         let (snat, target) = sockets(&translated);
         let from_target = |carried| {
             let macs = (PROVIDER_MAC, NEIGHBOUR_MAC);
-            Template::new(&frame(macs, target, snat, carried, FRAME), PROVIDER_PORT)
+            Template::new(&frame(macs, target, snat, carried, length), PROVIDER_PORT)
         };
         self.send("answer", number, &from_target(answer))?;
         let connection = Connection { forward: from_client(data), reverse: from_target(data) };
@@ -397,7 +414,7 @@ impl<'m> Bed<'m> {
     /// Sends one frame, answers for the neighbours if they are asked, and returns it as it leaves.
     fn send(&mut self, packet: &'static str, connection: u32, template: &Template) -> Result<Vec<u8>, BedError> {
         let length = usize::from(template.length);
-        self.slots[0][HEADROOM..HEADROOM + length].copy_from_slice(template.bytes());
+        self.slots[0][HEADROOM..HEADROOM + template.bytes().len()].copy_from_slice(template.bytes());
         let mut frame = Frame::new(&mut self.slots[0], HEADROOM, length).expect("a template fits its receive buffer");
         frame.ingress = template.ingress;
         let mut verdict = [Verdict::Hold];

@@ -6,3 +6,5 @@ pub mod control;
 pub mod nat;
 pub mod packet;
 pub mod path;
+pub mod search;
+pub mod traffic;

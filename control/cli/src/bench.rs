@@ -19,7 +19,7 @@ pub(crate) struct Arguments {
 enum Command {
     /// Compare Postern with nftables: the same topology in network namespaces, alternating in one run; needs root
     Nat(Nat),
-    /// Measure the packet path in memory, without kernel and devices, by number of flows
+    /// Measure the packet path in memory, without kernel and devices: by packet mix, number of flows and of workers
     Path(Path),
     /// Measure how long changes take until a gateway has them, and what they cost the traffic: a control plane and a gateway
     /// in network namespaces; needs root
@@ -53,10 +53,19 @@ struct Path {
     /// Print JSON
     #[arg(long)]
     json: bool,
-    /// Numbers of flows
+    /// One short round of everything: shows that it works, not how fast it is
+    #[arg(long)]
+    quick: bool,
+    /// Numbers of flows of each worker
     #[arg(long, value_delimiter = ',', default_values_t = [1_000, 100_000, 1_000_000],
           value_parser = clap::value_parser!(u32).range(64..=4_000_000))]
     flows: Vec<u32>,
+    /// Packet mixes: tcp, udp, imix, tcp6, udp6, nat64, new_tcp, new_udp; all of them by default
+    #[arg(long, value_delimiter = ',', value_name = "MIX")]
+    mix: Vec<String>,
+    /// Numbers of workers; 1 and, where there are two CPUs, 2 by default
+    #[arg(long, value_delimiter = ',', value_parser = clap::value_parser!(u16).range(1..=64))]
+    workers: Vec<u16>,
     /// Seconds of one measurement, 0.1 to 60
     #[arg(long, default_value_t = 1.0, value_parser = seconds)]
     seconds: f64,
@@ -96,9 +105,7 @@ pub(crate) fn run(arguments: Arguments) -> ExitCode {
     let progress = |text: &str| eprintln!("{text}");
     let outcome = match arguments.command {
         Command::Nat(arguments) => compare(&arguments, progress),
-        Command::Path(arguments) => path::run(&arguments.flows, Duration::from_secs_f64(arguments.seconds), progress)
-            .map(|report| (if arguments.json { report.to_json() } else { report.to_text() }, true))
-            .map_err(|error| error.to_string()),
+        Command::Path(arguments) => in_memory(&arguments, progress),
         Command::Control(arguments) => change(&arguments, progress),
     };
     match outcome {
@@ -127,6 +134,22 @@ fn compare(arguments: &Nat, progress: impl FnMut(&str)) -> Result<(String, bool)
     let report = nat::run(&options, progress).map_err(|error| error.to_string())?;
     let text = if arguments.json { report.to_json() } else { report.to_text() };
     Ok((text, report.passed()))
+}
+
+fn in_memory(arguments: &Path, progress: impl FnMut(&str)) -> Result<(String, bool), String> {
+    let quick = arguments.quick;
+    let workers = match arguments.workers.as_slice() {
+        [] => (1..=nat::processor::cores().min(2)).collect(),
+        given => given.iter().copied().map(usize::from).collect(),
+    };
+    let options = path::Options {
+        flows: if quick { vec![1000] } else { arguments.flows.clone() },
+        workers,
+        mixes: arguments.mix.clone(),
+        window: Duration::from_secs_f64(if quick { 0.1 } else { arguments.seconds }),
+    };
+    let report = path::run(&options, progress).map_err(|error| error.to_string())?;
+    Ok((if arguments.json { report.to_json() } else { report.to_text() }, true))
 }
 
 fn change(arguments: &Control, progress: impl FnMut(&str)) -> Result<(String, bool), String> {
