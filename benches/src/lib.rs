@@ -3,6 +3,7 @@
 
 pub mod bed;
 pub mod control;
+pub mod methods;
 pub mod nat;
 pub mod packet;
 pub mod path;

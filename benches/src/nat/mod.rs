@@ -265,7 +265,7 @@ impl Metric {
         matches!(self, Self::GigabitsPerSecond | Self::PacketsPerSecond | Self::ConnectionsPerSecond)
     }
 
-    const fn unit(self) -> &'static str {
+    pub(crate) const fn unit(self) -> &'static str {
         match self {
             Self::GigabitsPerSecond => "Gbit/s",
             Self::CpuSecondsPerGigabyte => "CPU-s/GB",
@@ -281,7 +281,7 @@ impl Metric {
         }
     }
 
-    const fn digits(self) -> usize {
+    pub(crate) const fn digits(self) -> usize {
         match self {
             Self::GigabitsPerSecond | Self::CpuMicrosecondsPerPacket => 2,
             Self::CpuSecondsPerGigabyte => 3,

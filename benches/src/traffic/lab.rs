@@ -9,7 +9,6 @@ use std::time::{Duration, Instant};
 
 use postern_lab::{Gateway, Launcher, Namespace, VethEnd};
 use postern_wire::MacAddress;
-use serde_json::Value;
 
 use super::TrafficError;
 use super::station::{Side, Station};
@@ -161,14 +160,14 @@ impl Lab {
         Ok(self.gateway.restart()?)
     }
 
-    /// A number that all workers together count.
+    /// Live flows of all workers.
     ///
     /// # Errors
     /// When the gateway cannot be asked.
-    pub fn workers(&self, name: &str) -> Result<u64, TrafficError> {
+    pub fn flows(&self) -> Result<u64, TrafficError> {
         let counters = self.gateway.counters()?;
         let workers = counters["workers"].as_array().into_iter().flatten();
-        Ok(workers.filter_map(|worker| worker["worker"][name].as_u64()).sum())
+        Ok(workers.filter_map(|worker| worker["frames"]["flows"].as_u64()).sum())
     }
 
     /// Frames that the kernel did not deliver to the gateway.
@@ -179,14 +178,6 @@ impl Lab {
         let counters = self.gateway.counters()?;
         let ports = counters["ports"].as_array().into_iter().flatten();
         Ok(ports.filter_map(|port| port["received"]["kernel_drops"].as_u64()).sum())
-    }
-
-    /// All counters.
-    ///
-    /// # Errors
-    /// When the gateway cannot be asked.
-    pub fn counters(&self) -> Result<Value, TrafficError> {
-        Ok(self.gateway.counters()?)
     }
 }
 

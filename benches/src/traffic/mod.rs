@@ -44,6 +44,9 @@ pub enum TrafficError {
     /// The topology of real network stacks.
     #[error(transparent)]
     Nat(#[from] crate::nat::NatError),
+    /// The CPUs of a thread.
+    #[error(transparent)]
+    Pin(#[from] postern_frame_io::pin::PinError),
     /// Input or output failed.
     #[error("cannot {0}: {1}")]
     Io(&'static str, std::io::Error),

@@ -205,13 +205,7 @@ impl Station {
             self.sequence = 0;
         }
         let first = self.sequence;
-        let mut run = Run {
-            at_server: Arrivals::new(first, stream.flows()),
-            at_client: Arrivals::new(first, stream.flows()),
-            answered: Flows::new(stream.flows()),
-            controls: 0,
-            refused: 0,
-        };
+        let mut run = Run::new(first, stream.flows());
         let own_drops = self.client.ring_drops() + self.server.ring_drops();
         let mut schedule = Schedule::new(plan.rate, plan.frames);
         let mut report = TransmitReport::new();
@@ -407,13 +401,7 @@ impl Station {
 
     /// Answers neighbours and lets everything else go, until nothing comes any more.
     fn drain(&mut self) -> Result<(), TrafficError> {
-        let mut nothing = Run {
-            at_server: Arrivals::new(0, 0),
-            at_client: Arrivals::new(0, 0),
-            answered: Flows::new(0),
-            controls: 0,
-            refused: 0,
-        };
+        let mut nothing = Run::nothing();
         for _ in 0..1000 {
             if self.take_at_server(Responder::Sink, &mut nothing)? + self.take_at_client(&mut nothing)? == 0 {
                 break;
@@ -460,6 +448,8 @@ impl Station {
             self.client.send(&question);
             let asked = Instant::now();
             while asked.elapsed() < Duration::from_millis(100) {
+                // On a wire or a switch it may be the other side that is asked.
+                self.take_at_server(Responder::Sink, &mut Run::nothing())?;
                 let found = {
                     let mut burst = Burst::new();
                     self.client.receive.receive(&mut burst)?;
@@ -482,6 +472,23 @@ struct Run {
     answered: Flows,
     controls: u64,
     refused: u64,
+}
+
+impl Run {
+    fn new(first: u64, flows: u32) -> Self {
+        Self {
+            at_server: Arrivals::new(first, flows),
+            at_client: Arrivals::new(first, flows),
+            answered: Flows::new(flows),
+            controls: 0,
+            refused: 0,
+        }
+    }
+
+    /// Of what arrives between runs.
+    fn nothing() -> Self {
+        Self::new(0, 0)
+    }
 }
 
 impl Arrivals {
@@ -613,6 +620,7 @@ fn answer_of(bytes: &[u8], wanted: IpAddr) -> Option<MacAddress> {
 #[cfg(test)]
 mod tests {
     use std::net::SocketAddr;
+    use std::sync::atomic::{AtomicBool, Ordering};
 
     use postern_lab::{Namespace, VethEnd};
 
@@ -682,6 +690,80 @@ mod tests {
         }
         let outcome = station.run(&tcp, &Plan::each(Kind::Reset, 64, 5_000.0), || false).unwrap();
         assert_eq!((outcome.answered, outcome.controls, outcome.counts.corrupted), (0, 64, 0));
+    }
+
+    /// Forwards frames with stamps from one interface to another: of each ten it drops the fourth, repeats the sixth, changes
+    /// the eighth and exchanges the last two.
+    fn faulty_device(mut from: PacketReceiver, mut to: PacketTransmitter, stop: &AtomicBool) {
+        let mut kept: Option<Vec<u8>> = None;
+        let mut number = 0;
+        let mut send = |bytes: &[u8]| {
+            let mut buffer = vec![0; HEADROOM + bytes.len()];
+            buffer[HEADROOM..].copy_from_slice(bytes);
+            let frame = Frame::new(&mut buffer, HEADROOM, bytes.len()).unwrap();
+            to.transmit(&mut [frame], &[0], &mut TransmitReport::new());
+        };
+        while !stop.load(Ordering::Relaxed) {
+            let mut burst = Burst::new();
+            if from.receive(&mut burst).unwrap() == 0 {
+                std::thread::sleep(Duration::from_micros(50));
+            }
+            for frame in burst.frames_mut() {
+                if Segment::of(frame.bytes()).is_none() {
+                    continue;
+                }
+                match number % 10 {
+                    3 => {}
+                    5 => (0..2).for_each(|_| send(frame.bytes())),
+                    7 => {
+                        *frame.bytes_mut().last_mut().unwrap() ^= 1;
+                        send(frame.bytes());
+                    }
+                    8 => kept = Some(frame.bytes().to_vec()),
+                    9 => {
+                        send(frame.bytes());
+                        send(&kept.take().unwrap());
+                    }
+                    _ => send(frame.bytes()),
+                }
+                number += 1;
+            }
+        }
+    }
+
+    #[test]
+    fn what_a_device_does_to_the_frames_is_what_the_receiver_says() {
+        if !nix::unistd::geteuid().is_root() {
+            eprintln!("skipped: needs root");
+            return;
+        }
+        let namespace = Namespace::anonymous("faults").unwrap();
+        for (one, other) in [("client", "in"), ("server", "out")] {
+            let (one, other) = VethEnd::new(&namespace, one).pair(&VethEnd::new(&namespace, other)).unwrap();
+            one.disable_ipv6().unwrap();
+            other.disable_ipv6().unwrap();
+        }
+        let open = || {
+            let config = ReceiverConfig { promiscuous: true, ..ReceiverConfig::default() };
+            let from = PacketReceiver::open(&Interface::by_name("in").unwrap(), &config).unwrap();
+            let to = PacketTransmitter::open(&Interface::by_name("out").unwrap(), SEND_BUFFER).unwrap();
+            (Side::open("client", Vec::new()).unwrap(), Side::open("server", Vec::new()).unwrap(), from, to)
+        };
+        let (client, server, from, to) = namespace.run(open).unwrap();
+        let mut station = Station::new(client, server, PORT);
+        let stream = stream(&station, Transport::Udp, 5, Sizes::Fixed(256));
+        let stop = AtomicBool::new(false);
+        let outcome = std::thread::scope(|scope| {
+            scope.spawn(|| faulty_device(from, to, &stop));
+            let outcome = station.run(&stream, &Plan::data(4_000.0, Duration::from_millis(500)), || false);
+            stop.store(true, Ordering::Relaxed);
+            outcome.unwrap()
+        });
+        let counts = outcome.counts;
+        assert_eq!((counts.sent, counts.received, counts.lost), (2000, 1600, 400), "{counts:?}");
+        assert_eq!((counts.duplicated, counts.corrupted, counts.stale), (200, 200, 0), "{counts:?}");
+        // 8 and 9 are of different flows.
+        assert_eq!((counts.reordered, counts.reordered_in_flow), (200, 0), "{counts:?}");
     }
 
     #[test]

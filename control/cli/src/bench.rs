@@ -1,4 +1,7 @@
-//! `postern bench`: Postern against the kernel's own NAT, the packet path alone, and changes of the tables.
+//! `postern bench`: Postern against the kernel's own NAT, the packet path alone, changes of the tables, and methods of
+//! measurement with test frames.
+
+mod methods;
 
 use std::io::Write;
 use std::path::PathBuf;
@@ -24,6 +27,8 @@ enum Command {
     /// Measure how long changes take until a gateway has them, and what they cost the traffic: a control plane and a gateway
     /// in network namespaces; needs root
     Control(Control),
+    #[command(flatten)]
+    Method(methods::Method),
 }
 
 #[derive(Args)]
@@ -107,6 +112,7 @@ pub(crate) fn run(arguments: Arguments) -> ExitCode {
         Command::Nat(arguments) => compare(&arguments, progress),
         Command::Path(arguments) => in_memory(&arguments, progress),
         Command::Control(arguments) => change(&arguments, progress),
+        Command::Method(method) => method.run(progress),
     };
     match outcome {
         Ok((text, passed)) => {
