@@ -97,6 +97,8 @@ struct Port {
 pub struct Ports {
     ports: Vec<Port>,
     workers: u16,
+    /// Threads of the kernel receive, where the back end is io_uring.
+    kernel_threads: bool,
     /// Number of the next fan-out group.
     next_group: u16,
 }
@@ -164,7 +166,7 @@ impl Ports {
             });
         }
         let next_group = std::process::id() as u16;
-        Ok(Self { ports, workers, next_group })
+        Ok(Self { ports, workers, kernel_threads: checked.gateway.io_uring_sqpoll, next_group })
     }
 
     /// How many there are.
@@ -237,6 +239,7 @@ impl Ports {
             promiscuous: *promiscuous,
             fanout,
             filter: steering.as_ref().and_then(SteeredPort::claimed).map(AsFd::as_fd),
+            kernel_thread: self.kernel_threads,
         })
     }
 

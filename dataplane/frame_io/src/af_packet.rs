@@ -7,12 +7,12 @@
 //! super-frames that the interface cannot segment.
 
 mod fanout;
-mod large;
+pub(crate) mod large;
 mod receiver;
 mod ring;
-mod socket;
+pub(crate) mod socket;
 mod transmitter;
-mod virtio;
+pub(crate) mod virtio;
 
 pub use fanout::{FanoutMode, PacketFanout};
 pub use receiver::{PacketReceiver, ReceiverConfig};

@@ -344,6 +344,16 @@ pub enum DeviceError {
         /// What is allowed.
         allowed: &'static str,
     },
+    /// io_uring is not there, or not as it is needed.
+    #[error("cannot use io_uring on interface \"{interface}\": {reason} ({source}); packet sockets work without it")]
+    NoIoUring {
+        /// The interface.
+        interface: String,
+        /// What that means.
+        reason: &'static str,
+        /// The kernel's answer.
+        source: Errno,
+    },
     /// The interface went down. The device works again when it is up.
     #[error("interface \"{0}\" is down")]
     Down(String),

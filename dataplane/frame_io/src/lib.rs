@@ -7,6 +7,7 @@ pub mod device;
 pub mod fault;
 pub mod features;
 pub mod interface;
+pub mod io_uring;
 pub mod memory;
 pub mod pin;
 pub mod poll;

@@ -1,12 +1,27 @@
 //! The 802.1Q tag: where the kernel keeps it beside a frame, and where it stands in one.
 
 use postern_wire::Frame;
+use postern_wire::frame::NO_VLAN;
 
 /// EtherType of a customer tag.
 pub(crate) const ETHERTYPE: u16 = 0x8100;
 /// Both MAC addresses, behind which the tag stands.
 const ADDRESSES: usize = 12;
 const TAG: usize = 4;
+
+/// Notes the tag that the kernel took out of a received frame, as it always does with the outer one. One that
+/// [`Frame::vlan`] cannot hold (another EtherType, or a tag that looks like "none") goes back in front of the frame's
+/// EtherType.
+#[cold]
+pub(crate) fn set(frame: &mut Frame<'_>, ethertype: Option<u16>, tci: u16) {
+    let ethertype = ethertype.unwrap_or(ETHERTYPE);
+    if ethertype == ETHERTYPE && tci != NO_VLAN {
+        frame.vlan = tci;
+    } else {
+        let inserted = insert(frame, ethertype, tci);
+        debug_assert!(inserted, "a received frame has room in front");
+    }
+}
 
 /// Puts a tag into the frame, and moves its offload offsets; false, with nothing changed, if there is no room in front.
 pub(crate) fn insert(frame: &mut Frame<'_>, ethertype: u16, tci: u16) -> bool {

@@ -77,6 +77,9 @@ pub struct Gateway {
     pub control_socket: Option<String>,
     /// How frames come in and go out of all ports that say nothing else. Default: `af_packet`.
     pub io: Option<Io>,
+    /// Whether threads of the kernel receive for ports with `io_uring`, one for each of them and each worker, which take a CPU as
+    /// long as frames come. Default: `false`.
+    pub io_uring_sqpoll: Option<bool>,
 }
 
 /// `[control]`

@@ -39,7 +39,7 @@ fn what_is_not_toml_or_unknown_is_named_with_its_line() {
         (
             "name = \"lab\"",
             "nmae = \"lab\"",
-            r#"line 2: unknown field `nmae`, expected one of `name`, `run_directory`, `metrics`, `metrics_public`, `control_socket`, `io`, in: nmae = "lab""#,
+            r#"line 2: unknown field `nmae`, expected one of `name`, `run_directory`, `metrics`, `metrics_public`, `control_socket`, `io`, `io_uring_sqpoll`, in: nmae = "lab""#,
         ),
         ("name = \"lab\"", "name = 7", r#"line 2: invalid type: integer `7`, expected a string, in: name = 7"#),
         (

@@ -52,6 +52,7 @@ fn every_key() -> Declaration {
             metrics_public: Some(true),
             control_socket: Some(text()),
             io: Some(Io::Auto),
+            io_uring_sqpoll: Some(true),
         },
         control: Some(Control {
             address: text(),

@@ -29,7 +29,7 @@ pub struct PacketFanout<'p> {
 
 impl PacketFanout<'_> {
     /// Joins with a socket that is bound to an interface that is up.
-    pub(super) fn join(&self, socket: &PacketSocket) -> Result<(), DeviceError> {
+    pub(crate) fn join(&self, socket: &PacketSocket) -> Result<(), DeviceError> {
         let mode = match self.mode {
             FanoutMode::Hash => libc::PACKET_FANOUT_HASH,
             FanoutMode::Program(_) => libc::PACKET_FANOUT_EBPF,

@@ -16,11 +16,11 @@ use crate::device::{DeviceError, ReceiveStatistics};
 use crate::region::{Region, RegionOptions};
 
 /// Largest frame: the largest IPv4 packet, Ethernet, and tags.
-const LARGEST: usize = 65_535 + 14 + 8;
+pub(crate) const LARGEST: usize = 65_535 + 14 + 8;
 /// Where a frame begins in its buffer: more than the headroom that is promised, and its IP header at a multiple of 16.
-const START: usize = 130;
+pub(crate) const START: usize = 130;
 /// Distance between buffers: a multiple of 64, not of 4096, so that they do not compete for the same cache sets.
-const STRIDE: usize = (START + LARGEST).next_multiple_of(64) + 64;
+pub(crate) const STRIDE: usize = (START + LARGEST).next_multiple_of(64) + 64;
 
 const _: () = assert!(START >= postern_wire::frame::HEADROOM);
 

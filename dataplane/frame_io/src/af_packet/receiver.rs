@@ -2,14 +2,12 @@
 
 use std::os::fd::{AsFd, BorrowedFd};
 
-use nix::errno::Errno;
-use postern_wire::frame::NO_VLAN;
 use postern_wire::{Frame, PortIndex};
 
 use super::fanout::PacketFanout;
 use super::large::{Beginning, LargeFrames, Received};
 use super::ring::{Ring, SlotHeader};
-use super::socket::PacketSocket;
+use super::socket::{Intake, PacketSocket};
 use super::virtio;
 use crate::device::{BURST, Burst, DeviceError, Receive, ReceiveStatistics};
 use crate::interface::Interface;
@@ -91,16 +89,8 @@ impl PacketReceiver {
         socket.set_packet(libc::PACKET_IGNORE_OUTGOING, &1i32, "ignore our own outgoing frames")?;
         let ring = Ring::map(&socket, config.slots, interface.mtu())?;
         let large = LargeFrames::new(interface.name(), config.large_buffers as usize, ring.slots())?;
-        // Until it has joined its group and has its filter, the socket would receive what belongs to others.
-        socket.reject_all()?;
-        socket.bind(interface.index(), libc::ETH_P_ALL)?;
-        if config.promiscuous {
-            socket.set_promiscuous(interface.index())?;
-        }
-        if let Some(fanout) = &config.fanout {
-            fanout.join(&socket)?;
-        }
-        socket.accept(config.filter)?;
+        let ReceiverConfig { promiscuous, fanout, filter, .. } = *config;
+        socket.start(interface, &Intake { promiscuous, fanout, filter })?;
         let port = config.port;
         Ok(Self { ring, socket, large, port, next: 0, lent: 0, empty: 0, statistics: ReceiveStatistics::default() })
     }
@@ -132,7 +122,7 @@ impl PacketReceiver {
             self.statistics.truncated += 1;
             return Taken::Lost;
         };
-        let offload = read_offload(buffer, start);
+        let offload = virtio::read_before(buffer, start);
         let frame = if header.captured == header.length {
             Frame::new(buffer, start, header.length as usize)
         } else if header.status & libc::TP_STATUS_COPY != 0 {
@@ -159,7 +149,8 @@ impl PacketReceiver {
         frame.offload = offload;
         frame.ingress = self.port;
         if header.status & libc::TP_STATUS_VLAN_VALID != 0 {
-            set_vlan(&mut frame, header);
+            let tpid = (header.status & libc::TP_STATUS_VLAN_TPID_VALID != 0).then_some(header.vlan_tpid);
+            vlan::set(&mut frame, tpid, header.vlan_tci);
         }
         Taken::Frame(frame)
     }
@@ -167,18 +158,7 @@ impl PacketReceiver {
     /// What the kernel says went wrong with the interface.
     fn check(&mut self) -> Result<(), DeviceError> {
         self.empty = 0;
-        match self.socket.take_error() {
-            None => Ok(()),
-            Some(Errno::ENETDOWN) => {
-                let interface = self.socket.interface().to_owned();
-                // An interface that is deleted goes down first; from then on the socket is bound to none.
-                Err(match self.bound_interface() {
-                    Some(_) => DeviceError::Down(interface),
-                    None => DeviceError::Gone(interface),
-                })
-            }
-            Some(error) => Err(self.socket.error("receive", error)),
-        }
+        self.socket.take_error().map_or(Ok(()), |error| Err(self.socket.receive_error(error)))
     }
 }
 
@@ -235,28 +215,5 @@ impl Receive for PacketReceiver {
 
     fn poll_fd(&self) -> Option<BorrowedFd<'_>> {
         Some(self.socket.as_fd())
-    }
-}
-
-#[inline]
-fn read_offload(buffer: &[u8], start: usize) -> postern_wire::Offload {
-    let mut bytes = [0; virtio::HEADER];
-    bytes.copy_from_slice(&buffer[start - virtio::HEADER..start]);
-    virtio::read(bytes)
-}
-
-/// The kernel always takes the outer tag out of a frame. One that [`Frame::vlan`] cannot hold (another EtherType, or a tag
-/// that looks like "none") goes back in front of the frame's EtherType.
-#[cold]
-fn set_vlan(frame: &mut Frame<'_>, header: &SlotHeader) {
-    let tpid = match header.status & libc::TP_STATUS_VLAN_TPID_VALID {
-        0 => vlan::ETHERTYPE,
-        _ => header.vlan_tpid,
-    };
-    if tpid == vlan::ETHERTYPE && header.vlan_tci != NO_VLAN {
-        frame.vlan = header.vlan_tci;
-    } else {
-        let inserted = vlan::insert(frame, tpid, header.vlan_tci);
-        debug_assert!(inserted, "a received frame has room in front");
     }
 }

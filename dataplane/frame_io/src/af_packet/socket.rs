@@ -5,18 +5,34 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use libc::{c_int, c_void, socklen_t};
 use nix::errno::Errno;
 
+use super::fanout::PacketFanout;
 use crate::device::DeviceError;
+use crate::interface::Interface;
+
+/// What a receiving socket lets in.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Intake<'p> {
+    /// Unicast frames for other stations too.
+    pub(crate) promiscuous: bool,
+    /// As a member of this fan-out group.
+    pub(crate) fanout: Option<PacketFanout<'p>>,
+    /// What this program accepts.
+    pub(crate) filter: Option<BorrowedFd<'p>>,
+}
+
+/// How long a full send buffer is waited for, at most once in a call of `transmit`, in nanoseconds.
+const WAIT: i64 = 200_000;
 
 /// A packet socket, and the interface that it is for.
 #[derive(Debug)]
-pub(super) struct PacketSocket {
+pub(crate) struct PacketSocket {
     fd: OwnedFd,
     interface: String,
 }
 
 impl PacketSocket {
     /// A raw, non-blocking socket that receives nothing until it is bound to a protocol.
-    pub(super) fn open(interface: &str) -> Result<Self, DeviceError> {
+    pub(crate) fn open(interface: &str) -> Result<Self, DeviceError> {
         let kind = libc::SOCK_RAW | libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK;
         // SAFETY: needed to make a system call; sound because no memory is passed.
         let fd = unsafe { libc::socket(libc::AF_PACKET, kind, 0) };
@@ -26,16 +42,16 @@ impl PacketSocket {
         Ok(Self { fd, interface: interface.to_owned() })
     }
 
-    pub(super) fn interface(&self) -> &str {
+    pub(crate) fn interface(&self) -> &str {
         &self.interface
     }
 
-    pub(super) fn error(&self, operation: &'static str, source: Errno) -> DeviceError {
+    pub(crate) fn error(&self, operation: &'static str, source: Errno) -> DeviceError {
         DeviceError::operation(&self.interface, operation, source)
     }
 
     /// Sets an option whose value is a plain kernel structure.
-    pub(super) fn set<T: Copy>(
+    pub(crate) fn set<T: Copy>(
         &self,
         level: c_int,
         option: c_int,
@@ -51,7 +67,7 @@ impl PacketSocket {
     }
 
     /// Sets a packet option.
-    pub(super) fn set_packet<T: Copy>(
+    pub(crate) fn set_packet<T: Copy>(
         &self,
         option: c_int,
         value: &T,
@@ -73,13 +89,13 @@ impl PacketSocket {
     }
 
     /// Frames dropped for want of a free slot since the last call: reading clears the kernel's count.
-    pub(super) fn new_drops(&self) -> Result<u32, Errno> {
+    pub(crate) fn new_drops(&self) -> Result<u32, Errno> {
         self.read::<libc::tpacket_stats>(libc::SOL_PACKET, libc::PACKET_STATISTICS)
             .map(|statistics| statistics.tp_drops)
     }
 
     /// The error that the kernel keeps for this socket (the interface went down), which reading clears.
-    pub(super) fn take_error(&self) -> Option<Errno> {
+    pub(crate) fn take_error(&self) -> Option<Errno> {
         match self.read::<c_int>(libc::SOL_SOCKET, libc::SO_ERROR) {
             Ok(0) => None,
             Ok(error) => Some(Errno::from_raw(error)),
@@ -88,7 +104,7 @@ impl PacketSocket {
     }
 
     /// The index of the interface to which the socket is bound; `None` after that interface was deleted.
-    pub(super) fn bound_interface(&self) -> Option<u32> {
+    pub(crate) fn bound_interface(&self) -> Option<u32> {
         let mut address = link_address(0, 0);
         let mut length = size_of::<libc::sockaddr_ll>() as socklen_t;
         let target: *mut libc::sockaddr_ll = &raw mut address;
@@ -101,12 +117,12 @@ impl PacketSocket {
 
     /// Sets how many bytes may wait in the socket's receive queue, beyond the system's limit where that is allowed (in a user
     /// namespace it is not).
-    pub(super) fn set_receive_buffer(&self, bytes: u32) -> Result<(), DeviceError> {
+    pub(crate) fn set_receive_buffer(&self, bytes: u32) -> Result<(), DeviceError> {
         self.set_buffer(libc::SO_RCVBUFFORCE, libc::SO_RCVBUF, bytes, "set the receive buffer")
     }
 
     /// Sets how many bytes may wait to be sent, as [`PacketSocket::set_receive_buffer`].
-    pub(super) fn set_send_buffer(&self, bytes: u32) -> Result<(), DeviceError> {
+    pub(crate) fn set_send_buffer(&self, bytes: u32) -> Result<(), DeviceError> {
         self.set_buffer(libc::SO_SNDBUFFORCE, libc::SO_SNDBUF, bytes, "set the send buffer")
     }
 
@@ -123,8 +139,41 @@ impl PacketSocket {
             .or_else(|_| self.set(libc::SOL_SOCKET, within_limit, &bytes, operation))
     }
 
+    /// Begins to receive: no frame comes in before the socket has joined its group and has its filter, for it would be
+    /// somebody else's.
+    pub(crate) fn start(&self, interface: &Interface, intake: &Intake<'_>) -> Result<(), DeviceError> {
+        self.reject_all()?;
+        self.bind(interface.index(), libc::ETH_P_ALL)?;
+        if intake.promiscuous {
+            self.set_promiscuous(interface.index())?;
+        }
+        if let Some(fanout) = &intake.fanout {
+            fanout.join(self)?;
+        }
+        self.accept(intake.filter)
+    }
+
+    /// What an error of receiving means for the device.
+    pub(crate) fn receive_error(&self, error: Errno) -> DeviceError {
+        match error {
+            // An interface that is deleted goes down first; from then on the socket is bound to none.
+            Errno::ENETDOWN if self.bound_interface().is_some() => DeviceError::Down(self.interface.clone()),
+            Errno::ENETDOWN => DeviceError::Gone(self.interface.clone()),
+            error => self.error("receive", error),
+        }
+    }
+
+    /// Waits a moment for room in the send buffer. What came of it does not matter: what was refused is tried once more in
+    /// any case.
+    pub(crate) fn wait_for_room(&self) {
+        let mut entry = libc::pollfd { fd: self.fd.as_raw_fd(), events: libc::POLLOUT, revents: 0 };
+        let timeout = libc::timespec { tv_sec: 0, tv_nsec: WAIT };
+        // SAFETY: needed to make a system call; sound because both pointers are to live values, and the count is one.
+        unsafe { libc::ppoll(&raw mut entry, 1, &raw const timeout, std::ptr::null()) };
+    }
+
     /// Lets no frame in, until [`PacketSocket::accept`].
-    pub(super) fn reject_all(&self) -> Result<(), DeviceError> {
+    fn reject_all(&self) -> Result<(), DeviceError> {
         // BPF_RET | BPF_K, 0
         let mut program = [libc::sock_filter { code: 0x06, jt: 0, jf: 0, k: 0 }];
         let filter = libc::sock_fprog { len: 1, filter: program.as_mut_ptr() };
@@ -132,7 +181,7 @@ impl PacketSocket {
     }
 
     /// Lets in what `filter` (a loaded BPF_PROG_TYPE_SOCKET_FILTER) accepts, or everything.
-    pub(super) fn accept(&self, filter: Option<BorrowedFd<'_>>) -> Result<(), DeviceError> {
+    fn accept(&self, filter: Option<BorrowedFd<'_>>) -> Result<(), DeviceError> {
         match filter {
             Some(program) => {
                 self.set(libc::SOL_SOCKET, libc::SO_ATTACH_BPF, &program.as_raw_fd(), "attach the socket filter")
@@ -142,7 +191,7 @@ impl PacketSocket {
     }
 
     /// Receives foreign unicast frames too. The kernel ends it with the socket.
-    pub(super) fn set_promiscuous(&self, interface_index: u32) -> Result<(), DeviceError> {
+    fn set_promiscuous(&self, interface_index: u32) -> Result<(), DeviceError> {
         let membership = libc::packet_mreq {
             mr_ifindex: interface_index as c_int,
             mr_type: libc::PACKET_MR_PROMISC as u16,
@@ -153,7 +202,7 @@ impl PacketSocket {
     }
 
     /// Binds to an interface; protocol 0 receives nothing.
-    pub(super) fn bind(&self, interface_index: u32, protocol: c_int) -> Result<(), DeviceError> {
+    pub(crate) fn bind(&self, interface_index: u32, protocol: c_int) -> Result<(), DeviceError> {
         let address = link_address(interface_index, protocol);
         let length = size_of_val(&address) as socklen_t;
         let pointer: *const libc::sockaddr_ll = &raw const address;

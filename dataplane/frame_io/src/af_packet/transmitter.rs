@@ -1,21 +1,16 @@
 //! The transmitting half: `sendmmsg` straight out of the buffers that frames were received into.
 
 use std::mem;
-use std::os::fd::{AsFd, AsRawFd};
+use std::os::fd::AsRawFd;
 
 use libc::c_void;
 use nix::errno::Errno;
 use postern_wire::Frame;
-use postern_wire::frame::NO_VLAN;
 
 use super::socket::PacketSocket;
 use super::virtio;
 use crate::device::{BURST, Capabilities, DeviceError, Transmit, TransmitReport, TransmitStatistics};
 use crate::interface::Interface;
-use crate::vlan;
-
-/// How long a full send buffer is waited for, at most once in a call, in nanoseconds.
-const WAIT: i64 = 200_000;
 
 /// Bytes that may wait to be sent, unless something else is asked for: some hundred super-frames.
 pub const SEND_BUFFER: u32 = 16 << 20;
@@ -79,7 +74,8 @@ impl PacketTransmitter {
                 // The send buffer or the queue of the interface is full.
                 Err(Errno::EAGAIN | Errno::ENOBUFS) if may_wait => {
                     may_wait = false;
-                    self.wait();
+                    self.statistics.waits += 1;
+                    self.socket.wait_for_room();
                 }
                 // The error of the socket, and so of all frames that are left.
                 Err(error @ (Errno::EAGAIN | Errno::ENETDOWN | Errno::ENXIO | Errno::ENODEV)) => {
@@ -107,15 +103,6 @@ impl PacketTransmitter {
             unsafe { libc::sendmmsg(self.socket.as_raw_fd(), messages.as_mut_ptr(), length, libc::MSG_DONTWAIT) };
         Errno::result(sent).map(|sent| sent as usize)
     }
-
-    fn wait(&mut self) {
-        self.statistics.waits += 1;
-        let mut entry = libc::pollfd { fd: self.socket.as_fd().as_raw_fd(), events: libc::POLLOUT, revents: 0 };
-        let timeout = libc::timespec { tv_sec: 0, tv_nsec: WAIT };
-        // SAFETY: needed to make a system call; sound because both pointers are to live values, and the count is one. What it
-        // says does not matter: the frame is tried once more in any case.
-        unsafe { libc::ppoll(&raw mut entry, 1, &raw const timeout, std::ptr::null()) };
-    }
 }
 
 impl Transmit for PacketTransmitter {
@@ -124,7 +111,7 @@ impl Transmit for PacketTransmitter {
         report.clear();
         let mut count = 0;
         for &index in selected {
-            match with_offload_state(&mut frames[usize::from(index)]) {
+            match virtio::with_offload_state(&mut frames[usize::from(index)]) {
                 Some(bytes) => {
                     self.messages.set(count, bytes);
                     count += 1;
@@ -174,21 +161,4 @@ impl std::fmt::Debug for Messages {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Messages").finish_non_exhaustive()
     }
-}
-
-/// The frame, tagged, with its offload state in front; `None` if there is no room for that.
-#[inline]
-fn with_offload_state<'f>(frame: &'f mut Frame<'_>) -> Option<&'f mut [u8]> {
-    if frame.vlan != NO_VLAN {
-        let tag = frame.vlan;
-        if !vlan::insert(frame, vlan::ETHERTYPE, tag) {
-            return None;
-        }
-        frame.vlan = NO_VLAN;
-    }
-    let header = virtio::header_of(frame);
-    let (buffer, start, length) = frame.parts_mut();
-    let bytes = buffer.get_mut(start.checked_sub(virtio::HEADER)?..start + length)?;
-    bytes[..virtio::HEADER].copy_from_slice(&header);
-    Some(bytes)
 }

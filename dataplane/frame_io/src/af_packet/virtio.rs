@@ -1,14 +1,25 @@
 //! `struct virtio_net_hdr` (virtio 1.2 §5.1.6) as `PACKET_VNET_HDR` carries it: ten bytes, host byte order, in front of the
 //! Ethernet header. (`PACKET_VNET_HDR_SZ` = 12 is not used: behind a ring the kernel puts that header two bytes off.)
 
+use postern_wire::frame::NO_VLAN;
 use postern_wire::{Frame, Offload, Segmentation};
 
+use crate::vlan;
+
 /// Its length in bytes.
-pub(super) const HEADER: usize = 10;
+pub(crate) const HEADER: usize = 10;
+
+/// What stands in front of the frame that begins at `start`.
+#[inline]
+pub(crate) fn read_before(buffer: &[u8], start: usize) -> Offload {
+    let mut bytes = [0; HEADER];
+    bytes.copy_from_slice(&buffer[start - HEADER..start]);
+    read(bytes)
+}
 
 /// Reads it.
 #[inline]
-pub(super) const fn read(bytes: [u8; HEADER]) -> Offload {
+const fn read(bytes: [u8; HEADER]) -> Offload {
     let [flags, kind, h0, h1, s0, s1, c0, c1, o0, o1] = bytes;
     Offload {
         flags,
@@ -22,7 +33,7 @@ pub(super) const fn read(bytes: [u8; HEADER]) -> Offload {
 
 /// What to send in front of this frame.
 #[inline]
-pub(super) fn header_of(frame: &Frame<'_>) -> [u8; HEADER] {
+fn header_of(frame: &Frame<'_>) -> [u8; HEADER] {
     let offload = &frame.offload;
     let mut bytes = [0; HEADER];
     if offload.is_partial() {
@@ -36,6 +47,23 @@ pub(super) fn header_of(frame: &Frame<'_>) -> [u8; HEADER] {
         bytes[4..6].copy_from_slice(&offload.segment_size.to_ne_bytes());
     }
     bytes
+}
+
+/// The frame as it is sent: tagged, with its offload state in front; `None` if there is no room for that.
+#[inline]
+pub(crate) fn with_offload_state<'f>(frame: &'f mut Frame<'_>) -> Option<&'f mut [u8]> {
+    if frame.vlan != NO_VLAN {
+        let tag = frame.vlan;
+        if !vlan::insert(frame, vlan::ETHERTYPE, tag) {
+            return None;
+        }
+        frame.vlan = NO_VLAN;
+    }
+    let header = header_of(frame);
+    let (buffer, start, length) = frame.parts_mut();
+    let bytes = buffer.get_mut(start.checked_sub(HEADER)?..start + length)?;
+    bytes[..HEADER].copy_from_slice(&header);
+    Some(bytes)
 }
 
 /// How many bytes of a super-frame the kernel is to lay out contiguously: its headers through L4. What the kernel gave on

@@ -129,23 +129,3 @@ fn large_frames_that_do_not_fit_the_receive_queue_are_counted_and_those_that_do_
     sender.send(20..21);
     assert_eq!(numbers(&collect(&mut receiver, 1)), [20]);
 }
-
-#[test]
-fn frames_that_found_the_ring_full_are_counted_however_often_the_count_is_read() {
-    let Some(topology) = Topology::new() else { return };
-    let mut from = transmitter(&topology.left, "eth0");
-    let mut receiver = receiver(&topology.middle, "port0", &ReceiverConfig { slots: 64, ..small() });
-    let frames: Vec<_> = (0..1000).map(|number| numbered(number, 60)).collect();
-    assert_eq!(send(&mut from, &frames, NO_VLAN), []);
-    wait_for_ring(&receiver);
-    let before = receiver.statistics();
-    assert!(before.kernel_drops > 0);
-    assert_eq!(receiver.statistics(), before);
-    let seen = collect(&mut receiver, 128);
-    let after = receiver.statistics();
-    assert_eq!(after.delivered + after.kernel_drops, 1000);
-    // The oldest came, and the ring is in order behind them.
-    assert!(seen.iter().zip(&frames).all(|(seen, frame)| seen.bytes == *frame));
-    assert_eq!(send(&mut from, &frames[..50], NO_VLAN), []);
-    assert_eq!(collect(&mut receiver, 50).len(), 50);
-}

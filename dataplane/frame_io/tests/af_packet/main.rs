@@ -1,9 +1,9 @@
 //! What the kernel decides: packet devices on real veth pairs, in network namespaces that each test makes for itself.
 
 mod bulk;
+mod conformance;
 mod loss;
 mod netlink;
-mod passing;
 mod ports;
 mod pressure;
 mod topology;
@@ -52,7 +52,7 @@ fn numbered(number: u32, length: usize) -> Vec<u8> {
 }
 
 /// Sends frames that a test has made, and returns the errnos of the refused by position.
-fn send(transmitter: &mut PacketTransmitter, frames: &[Vec<u8>], vlan: u16) -> Vec<(usize, postern_frame_io::Errno)> {
+fn send(transmitter: &mut dyn Transmit, frames: &[Vec<u8>], vlan: u16) -> Vec<(usize, postern_frame_io::Errno)> {
     let mut refusals = Vec::new();
     for (part, frames) in frames.chunks(BURST).enumerate() {
         let mut buffers: Vec<_> = frames.iter().map(|bytes| [&[0; HEADROOM], bytes.as_slice()].concat()).collect();
@@ -73,7 +73,7 @@ fn send(transmitter: &mut PacketTransmitter, frames: &[Vec<u8>], vlan: u16) -> V
 }
 
 /// Receives until there are `expected` frames or two seconds are over, and then for another 20 ms what should not come.
-fn collect(receiver: &mut PacketReceiver, expected: usize) -> Vec<Seen> {
+fn collect(receiver: &mut dyn Receive, expected: usize) -> Vec<Seen> {
     let mut seen = Vec::new();
     let deadline = Instant::now() + Duration::from_secs(2);
     while seen.len() < expected && Instant::now() < deadline {
@@ -86,7 +86,7 @@ fn collect(receiver: &mut PacketReceiver, expected: usize) -> Vec<Seen> {
     seen
 }
 
-fn collect_once(receiver: &mut PacketReceiver, seen: &mut Vec<Seen>) {
+fn collect_once(receiver: &mut dyn Receive, seen: &mut Vec<Seen>) {
     let mut burst = Burst::new();
     receiver.receive(&mut burst).unwrap();
     seen.extend(burst.frames().iter().map(|frame| {
@@ -101,8 +101,8 @@ fn collect_once(receiver: &mut PacketReceiver, seen: &mut Vec<Seen>) {
 
 /// Both ports of the middle.
 struct Bridge {
-    receivers: [PacketReceiver; 2],
-    transmitters: [PacketTransmitter; 2],
+    receivers: [Box<dyn Receive>; 2],
+    transmitters: [Box<dyn Transmit>; 2],
 }
 
 impl Bridge {
@@ -113,7 +113,10 @@ impl Bridge {
             (receiver(&topology.middle, &name, &config), transmitter(&topology.middle, &name))
         };
         let ((receiver0, transmitter0), (receiver1, transmitter1)) = (open(0), open(1));
-        Self { receivers: [receiver0, receiver1], transmitters: [transmitter0, transmitter1] }
+        Self {
+            receivers: [Box::new(receiver0), Box::new(receiver1)],
+            transmitters: [Box::new(transmitter0), Box::new(transmitter1)],
+        }
     }
 
     /// Passes frames between the ports while `work` runs, and shows each to `observe`. No frame may be refused.
@@ -156,11 +159,11 @@ impl Bridge {
     }
 
     fn descriptors(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
-        self.receivers.iter().filter_map(Receive::poll_fd)
+        self.receivers.iter().filter_map(|receiver| receiver.poll_fd())
     }
 
     fn statistics(&mut self) -> [ReceiveStatistics; 2] {
-        self.receivers.each_mut().map(Receive::statistics)
+        self.receivers.each_mut().map(|receiver| receiver.statistics())
     }
 }
 

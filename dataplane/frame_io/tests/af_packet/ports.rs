@@ -1,59 +1,13 @@
-//! Fan-out groups, and ports that go down, away, and come back.
+//! Packet devices that are bound again to an interface of the same name, and what a port costs.
 
 use nix::time::{ClockId, clock_gettime};
 use postern_frame_io::DeviceError;
-use postern_frame_io::af_packet::{FanoutMode, PacketFanout};
 
 use super::*;
-
-#[test]
-fn our_own_frames_do_not_come_back_also_in_a_fan_out_group() {
-    let Some(topology) = Topology::new() else { return };
-    let group = Some(PacketFanout { group: 1, mode: FanoutMode::Hash });
-    let config = ReceiverConfig { fanout: group, ..small() };
-    let mut members = [0, 1].map(|_| receiver(&topology.middle, "port0", &config));
-    let mut alone = receiver(&topology.middle, "port1", &small());
-    let frames: Vec<_> = (0..64).map(|number| numbered(number, 60)).collect();
-    for port in ["port0", "port1"] {
-        assert_eq!(send(&mut transmitter(&topology.middle, port), &frames, NO_VLAN), []);
-    }
-    assert_eq!(collect(&mut alone, 0), []);
-    for member in &mut members {
-        assert_eq!(collect(member, 0), []);
-    }
-    // What the peer sends comes to one member, once.
-    assert_eq!(send(&mut transmitter(&topology.left, "eth0"), &frames, NO_VLAN), []);
-    let seen: usize = members.iter_mut().map(|member| collect(member, 0).len()).sum();
-    assert_eq!(seen, 64);
-}
 
 /// Receives until the device tells an error, at most as often as it may take to be told.
 fn error_of(receiver: &mut PacketReceiver) -> Option<DeviceError> {
     (0..40).find_map(|_| receiver.receive(&mut Burst::new()).err())
-}
-
-#[test]
-fn an_interface_that_goes_down_is_told_once_and_the_socket_survives() {
-    let Some(topology) = Topology::new() else { return };
-    let mut receiver = receiver(&topology.middle, "port0", &small());
-    let mut answering = transmitter(&topology.middle, "port0");
-    topology.middle.set_up("port0", false);
-    // It is worth a wake-up, but not one after another.
-    assert!(sleep(receiver.poll_fd(), None, Duration::from_secs(2)));
-    let error = error_of(&mut receiver);
-    assert!(matches!(&error, Some(DeviceError::Down(name)) if name == "port0"), "{error:?}");
-    assert!(error_of(&mut receiver).is_none());
-    assert!(!sleep(receiver.poll_fd(), None, Duration::from_millis(5)));
-    let refusals = send(&mut answering, &[numbered(0, 60), numbered(1, 60)], NO_VLAN);
-    assert_eq!(refusals, [(0, postern_frame_io::Errno::ENETDOWN), (1, postern_frame_io::Errno::ENETDOWN)]);
-    assert_eq!(answering.statistics().calls, 1, "one call is enough to know it");
-
-    topology.middle.set_up("port0", true);
-    topology.wait_for_carrier("port0", &topology.left).unwrap();
-    let frame = [numbered(2, 60)];
-    assert_eq!(send(&mut transmitter(&topology.left, "eth0"), &frame, NO_VLAN), []);
-    assert_eq!(collect(&mut receiver, 1).len(), 1);
-    assert_eq!(send(&mut answering, &frame, NO_VLAN), []);
 }
 
 #[test]

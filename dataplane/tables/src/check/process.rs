@@ -20,6 +20,8 @@ pub struct GatewaySettings {
     pub metrics: Option<SocketAddr>,
     /// Unix socket for inspection.
     pub control_socket: PathBuf,
+    /// Whether threads of the kernel receive for ports with io_uring.
+    pub io_uring_sqpoll: bool,
 }
 
 /// The threads that forward.
@@ -64,7 +66,8 @@ pub(super) fn gateway(checker: &mut Checker<'_>, gateway: &declaration::Gateway)
         }
         Some(address)
     });
-    GatewaySettings { name: name.to_owned(), run_directory, metrics, control_socket }
+    let io_uring_sqpoll = gateway.io_uring_sqpoll.unwrap_or(false);
+    GatewaySettings { name: name.to_owned(), run_directory, metrics, control_socket, io_uring_sqpoll }
 }
 
 pub(super) fn path(checker: &mut Checker<'_>, key: &str, value: Option<&str>) -> Option<PathBuf> {
@@ -165,6 +168,7 @@ impl Checked {
         let path = |path: &Path| quoted(&path.display());
         fixed("gateway.run_directory", path(&old.run_directory), path(&new.run_directory));
         fixed("gateway.control_socket", path(&old.control_socket), path(&new.control_socket));
+        fixed("gateway.io_uring_sqpoll", old.io_uring_sqpoll.to_string(), new.io_uring_sqpoll.to_string());
         let metrics = |address: Option<SocketAddr>| address.map_or("not set".to_owned(), |address| quoted(&address));
         fixed("gateway.metrics", metrics(old.metrics), metrics(new.metrics));
         super::control::reload(&mut fixed, running, &self);
