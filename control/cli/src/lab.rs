@@ -84,6 +84,9 @@ struct Shape {
     /// What an idle worker does
     #[arg(long, default_value = "adaptive", value_parser = ["adaptive", "spin", "sleep"])]
     polling: String,
+    /// How frames come in and go out of the gateway's ports
+    #[arg(long, default_value = "af_packet", value_parser = ["af_packet", "io_uring", "af_xdp", "auto"])]
+    io: String,
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -118,6 +121,7 @@ impl Shape {
             provider_mtu: self.mtu,
             workers: self.workers.map_or(default_workers, usize::from),
             polling: self.polling.clone(),
+            io: self.io.clone(),
             ..Plan::default()
         }
     }

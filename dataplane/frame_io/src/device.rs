@@ -269,7 +269,7 @@ impl fmt::Debug for TransmitReport {
 pub struct ReceiveStatistics {
     /// Frames delivered in bursts.
     pub delivered: u64,
-    /// Frames that the kernel dropped because the ring was full.
+    /// Frames that the kernel dropped because the ring or the socket's queue was full.
     pub kernel_drops: u64,
     /// Of the delivered, frames larger than a slot, which took a system call of their own.
     pub large: u64,

@@ -169,7 +169,7 @@ report! {
     /// What a port's devices received.
     ReceivedReport of ReceiveStatistics {
         Counter delivered = "postern_device_frames_delivered_total" "" "Frames that the device delivered.",
-        Counter kernel_drops = "postern_device_kernel_drops_total" "" "Frames that the kernel dropped because the ring was full.",
+        Counter kernel_drops = "postern_device_kernel_drops_total" "" "Frames that the kernel dropped because the ring or the socket's queue was full.",
         Counter large = "postern_device_large_frames_total" "" "Frames larger than a slot of the ring.",
         Counter pairing_mismatches = "postern_device_pairing_mismatches_total" "" "Large frames dropped because what was received was not the slot's frame.",
         Counter receive_failures = "postern_device_receive_failures_total" "" "Large frames dropped because receiving them failed.",

@@ -85,8 +85,9 @@ const LISTENERS: [(&str, &str, u16); 3] =
 
 /// What belongs to the process, whoever declares the rest.
 fn write_process(text: &mut String, plan: &Plan, directory: &Path) -> std::fmt::Result {
-    writeln!(text, "[gateway]\nname = \"{GATEWAY}\"\nrun_directory = {:?}\n", directory.display().to_string())?;
-    let Plan { workers, polling, flows, .. } = plan;
+    let Plan { workers, polling, flows, io, .. } = plan;
+    let directory = directory.display().to_string();
+    writeln!(text, "[gateway]\nname = \"{GATEWAY}\"\nrun_directory = {directory:?}\nio = \"{io}\"\n")?;
     writeln!(text, "[workers]\ncount = {workers}\npolling = \"{polling}\"\nflows = {flows}\n")?;
     let ports: &[&str] = match plan.wiring {
         Wiring::Ports => &PORTS,

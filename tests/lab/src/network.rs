@@ -68,6 +68,8 @@ pub struct Plan {
     pub polling: String,
     /// Most flows of each worker.
     pub flows: u32,
+    /// The back end of the gateway's ports: `af_packet`, `io_uring`, `af_xdp` or `auto`.
+    pub io: String,
 }
 
 impl Default for Plan {
@@ -80,6 +82,7 @@ impl Default for Plan {
             workers: 1,
             polling: "adaptive".to_owned(),
             flows: 65_536,
+            io: "af_packet".to_owned(),
         }
     }
 }

@@ -114,10 +114,20 @@ impl Builder {
         self
     }
 
-    /// Changes the configuration before the gateway starts with it.
+    /// The back end of the gateway's ports: `af_packet` (default), `io_uring`, `af_xdp` or `auto`.
+    #[must_use]
+    pub fn io(mut self, io: &str) -> Self {
+        io.clone_into(&mut self.plan.io);
+        self
+    }
+
+    /// Changes the configuration before the gateway starts with it, behind earlier changes.
     #[must_use]
     pub fn configure(mut self, edit: impl FnOnce(String) -> String + 'static) -> Self {
-        self.edit = Some(Box::new(edit));
+        self.edit = Some(match self.edit {
+            Some(earlier) => Box::new(|text| edit(earlier(text))),
+            None => Box::new(edit),
+        });
         self
     }
 

@@ -118,6 +118,11 @@ fn a_target_that_changes_its_mac_address_is_found_again_soon() {
 #[test]
 fn a_port_that_goes_down_and_comes_up_goes_on() {
     let Some(bed) = Bed::start(Topology::builder().workers(2)) else { return };
+    take_a_port_down_and_up(&bed);
+}
+
+/// Takes the first consumer's port down and up three times, under traffic.
+pub(crate) fn take_a_port_down_and_up(bed: &Bed) {
     let stays = Transfers::start(bed.client(1), Way::Download);
     let suffers = PingPong::start(bed.client(0));
     let port = bed.network().gateway.interface("vpc-a");
@@ -142,6 +147,11 @@ fn a_port_that_goes_down_and_comes_up_goes_on() {
 #[test]
 fn an_interface_that_is_deleted_and_made_again_is_taken_up_again() {
     let Some(bed) = Bed::start(Topology::builder().workers(2)) else { return };
+    delete_a_port_and_make_it_again(&bed);
+}
+
+/// Deletes the second consumer's port and makes it again, twice, under traffic.
+pub(crate) fn delete_a_port_and_make_it_again(bed: &Bed) {
     let stays = PingPong::start(bed.client(0));
     let suffers = PingPong::start(bed.client(1));
     let gateway = &bed.network().gateway;

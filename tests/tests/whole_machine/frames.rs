@@ -22,6 +22,23 @@ impl Sender {
         Self(namespace.run(open).unwrap())
     }
 
+    /// Sends a frame so often, as fast as it goes.
+    pub(crate) fn flood(&mut self, bytes: &[u8], frames: usize) {
+        let selected: [u8; BURST] = std::array::from_fn(|at| at as u8);
+        let mut report = TransmitReport::new();
+        for done in (0..frames).step_by(BURST) {
+            let mut buffers = vec![[&[0; HEADROOM], bytes].concat(); BURST.min(frames - done)];
+            let mut burst = Burst::new();
+            for buffer in &mut buffers {
+                let frame = Frame::new(buffer, HEADROOM, bytes.len()).unwrap();
+                assert!(burst.push(frame).is_ok(), "a burst has room for a burst");
+            }
+            let count = burst.len();
+            self.0.transmit(burst.frames_mut(), &selected[..count], &mut report);
+            assert_eq!(report.refused(), 0, "{:?}", report.refusals().next());
+        }
+    }
+
     /// Sends a frame, Ethernet header included.
     pub(crate) fn send(&mut self, bytes: &[u8]) {
         let mut buffer = [&[0; HEADROOM], bytes].concat();

@@ -5,6 +5,7 @@
 
 mod bed;
 mod binary;
+mod conformance;
 mod control;
 mod counters;
 mod drain;

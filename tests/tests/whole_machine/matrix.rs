@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{SocketAddr, SocketAddrV4};
 use std::thread;
 
+use postern_dataplane::inspection::CountersReport;
 use postern_lab::network::{self, SNAT};
 use postern_lab::{Client, Offloads, Reply, Topology, Way};
 
@@ -61,11 +62,16 @@ fn eight_workers_without_offloads() {
     forwards_everything(8, Offloads::Off);
 }
 
-/// Both consumers, which have the same addresses, ask from the same ports at the same time, and move bytes both ways.
 fn forwards_everything(workers: usize, offloads: Offloads) {
-    let Some(bed) = Bed::start(Topology::builder().workers(workers).offloads(offloads).flows(16_384)) else { return };
-    let tcp = both(&bed, |client, port| client.ask_tcp(network::page(), port).unwrap());
-    let udp = both(&bed, |client, port| {
+    let builder = Topology::builder().workers(workers).offloads(offloads).flows(16_384);
+    let Some(bed) = Bed::start(builder) else { return };
+    use_everything(&bed, workers);
+}
+
+/// Both consumers, which have the same addresses, ask from the same ports at the same time, and move bytes both ways.
+pub(crate) fn use_everything(bed: &Bed, workers: usize) -> CountersReport {
+    let tcp = both(bed, |client, port| client.ask_tcp(network::page(), port).unwrap());
+    let udp = both(bed, |client, port| {
         client.ask_udp(network::echo(), port, u64::from(port), usize::from(port % 1400)).unwrap()
     });
     for (protocol, replies) in [("TCP", &tcp), ("UDP", &udp)] {
@@ -77,7 +83,6 @@ fn forwards_everything(workers: usize, offloads: Offloads) {
     }
     thread::scope(|scope| {
         for consumer in 0..2 {
-            let bed = &bed;
             scope.spawn(move || {
                 bed.ask(consumer, |client| {
                     for (seed, way) in [(1, Way::Upload), (2, Way::Download)] {
@@ -101,6 +106,7 @@ fn forwards_everything(workers: usize, offloads: Offloads) {
         assert_eq!(endpoint.traffic.flows_new, 2 * u64::from(REQUESTS) + 2, "{}", endpoint.id);
         assert!(endpoint.traffic.bytes_forward > BULK && endpoint.traffic.bytes_reverse > BULK, "{}", endpoint.id);
     }
+    report
 }
 
 /// All requests of both consumers at once.
@@ -173,10 +179,15 @@ fn each_consumer_is_answered_by_its_own_provider_behind_the_same_address() {
 
 #[test]
 fn datagrams_with_unfinished_checksums_are_answered_and_a_burst_of_segments_passes_whole() {
+    let Some(bed) = Bed::start(Topology::builder().workers(2)) else { return };
+    send_a_burst_of_segments(&bed);
+}
+
+/// A burst of datagrams that the client's kernel sends as one super-frame.
+pub(crate) fn send_a_burst_of_segments(bed: &Bed) {
     use nix::sys::socket::{setsockopt, sockopt::UdpGsoSegment};
     const SEGMENT: usize = 1200;
     const SEGMENTS: usize = 40;
-    let Some(bed) = Bed::start(Topology::builder().workers(2)) else { return };
     let answers = run(bed.client(0), || {
         let socket = std::net::UdpSocket::bind("0.0.0.0:0").unwrap();
         socket.set_read_timeout(Some(std::time::Duration::from_secs(2))).unwrap();

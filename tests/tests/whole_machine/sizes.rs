@@ -28,23 +28,25 @@ fn large_transfers_cross_from_jumbo_frames_to_ordinary_ones_and_back() {
         (9000, 9000, Offloads::Off),
     ] {
         let Some(bed) = Bed::start(Topology::builder().mtus(consumers, provider).offloads(offloads)) else { return };
-        bed.ask(0, |client| {
-            let stream = client.connect(network::page(), 0).unwrap();
-            let segment = getsockopt(&stream, TcpMaxSeg).unwrap();
-            // The endpoint's own bound is 8,500 bytes.
-            let most = consumers.min(provider).min(8500) - 40;
-            assert!(
-                (most - 12..=most).contains(&segment),
-                "segments of {segment} bytes through {consumers}/{provider}"
-            );
-            drop(stream);
-            for (seed, way) in [(1, Way::Upload), (2, Way::Download)] {
-                client.bulk(network::bulk(), way, seed, BULK).unwrap();
-            }
-        });
-        // A connection that is closed without a word may end with a RST.
-        bed.expect_counters(&[("endpoints.client_resets", ANY)]);
+        transfer_as_large_as_fits(&bed, consumers.min(provider));
     }
+}
+
+/// Transfers both ways in segments that fit the smaller of both MTUs.
+pub(crate) fn transfer_as_large_as_fits(bed: &Bed, mtu: u32) {
+    bed.ask(0, |client| {
+        let stream = client.connect(network::page(), 0).unwrap();
+        let segment = getsockopt(&stream, TcpMaxSeg).unwrap();
+        // The endpoint's own bound is 8,500 bytes.
+        let most = mtu.min(8500) - 40;
+        assert!((most - 12..=most).contains(&segment), "segments of {segment} bytes where {mtu} fit");
+        drop(stream);
+        for (seed, way) in [(1, Way::Upload), (2, Way::Download)] {
+            client.bulk(network::bulk(), way, seed, BULK).unwrap();
+        }
+    });
+    // A connection that is closed without a word may end with a RST.
+    bed.expect_counters(&[("endpoints.client_resets", ANY)]);
 }
 
 /// What an error queue says of an ICMP error.

@@ -19,7 +19,7 @@ const BULK: u64 = 8 << 20;
 
 impl Bed {
     /// Requests over both protocols and transfers both ways from both consumers at once.
-    fn use_everything(&self) {
+    pub(crate) fn use_everything(&self) {
         thread::scope(|scope| {
             for consumer in 0..2 {
                 scope.spawn(move || {
@@ -83,7 +83,7 @@ fn on_trunk(declaration: &mut Declaration, native: bool, provider_too: bool, mod
     }
 }
 
-fn trunk(builder: Builder, native: bool, provider_too: bool, mode: Mode) -> Option<(VlanSwitch, Bed)> {
+pub(crate) fn trunk(builder: Builder, native: bool, provider_too: bool, mode: Mode) -> Option<(VlanSwitch, Bed)> {
     let bed = Bed::start_with(builder.prepare(move |network| to_switch(network, provider_too)), move |declaration| {
         on_trunk(declaration, native, provider_too, mode);
     })?;
