@@ -14,12 +14,15 @@ use postern_lab::{Offloads, Topology};
 use postern_tables::declaration::Mode;
 
 use crate::bed::Bed;
-use crate::counters::{ANY, SOME};
+use crate::counters::{ANY, Expected, SOME};
 use crate::frames::Sender;
 use crate::noise::frame;
 use crate::traffic::PingPong;
 use crate::wiring::datagram;
 use crate::{failures, matrix, sizes, wiring};
+
+/// Where many threads share few cores, a segment is repeated, and comes when its connection is closed.
+const REPEATED: &[Expected<'_>] = &[("endpoints.client_resets", ANY)];
 
 /// A back end, as a test sees it.
 #[derive(Clone, Copy)]
@@ -134,7 +137,7 @@ fn start(back_end: BackEnd, builder: Builder) -> Option<Bed> {
 
 fn forwards_everything(back_end: BackEnd, workers: usize, offloads: Offloads) {
     let Some(bed) = start(back_end, back_end.builder().workers(workers).offloads(offloads)) else { return };
-    let report = matrix::use_everything(&bed, workers);
+    let report = matrix::use_everything(&bed, workers, REPEATED);
     assert!(report.ports.iter().all(|port| port.io == back_end.io), "another back end is at work");
     let packets: u64 =
         report.endpoints.iter().map(|one| one.traffic.packets_forward + one.traffic.packets_reverse).sum();
@@ -179,7 +182,7 @@ fn frames_in_vlans_are_forwarded_also_on_a_port_that_the_host_shares(back_end: B
         let Some((switch, bed)) = started else { return };
         bed.use_everything();
         assert_eq!(switch.strays(), 0);
-        let report = bed.expect_counters(&[]);
+        let report = bed.expect_counters(REPEATED);
         assert!(report.ports.iter().all(|port| port.io == io), "another back end is at work");
     }
 }

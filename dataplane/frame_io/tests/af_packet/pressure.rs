@@ -3,6 +3,7 @@
 use postern_frame_io::Errno;
 
 use super::*;
+use crate::conformance::Kind;
 
 /// Bytes a second that the slow interface sends: a frame of these tests each millisecond.
 const SLOW: u32 = 1_000_000;
@@ -25,15 +26,15 @@ fn accepted(frames: &[Vec<u8>], refusals: &[(usize, Errno)]) -> Vec<Vec<u8>> {
     (0..frames.len()).filter(|at| !refused(at)).map(|at| frames[at].clone()).collect()
 }
 
-#[test]
-fn a_full_send_buffer_is_waited_for_once_a_call_and_then_its_frames_are_refused_and_later_ones_go() {
-    let Some(topology) = Topology::new() else { return };
-    let Some(()) = slow(&topology, 1 << 20) else { return };
+pub(crate) fn a_full_send_buffer_is_waited_for_once_a_call_and_then_its_frames_are_refused_and_later_ones_go(
+    kind: Kind,
+    topology: &Topology,
+) {
+    let Some(()) = slow(topology, 1 << 20) else { return };
     let mut peer = receiver(&topology.left, "eth0", &small());
-    let interface = topology.middle.interface("port0");
-    let mut slow = topology.middle.run(|| PacketTransmitter::open(&interface, 16 << 10).unwrap());
+    let mut slow = kind.transmitter_with(&topology.middle, "port0", 16 << 10);
     let frames: Vec<_> = (0..2 * BURST as u32).map(|number| numbered(number, 1000)).collect();
-    let refusals = send(&mut slow, &frames, NO_VLAN);
+    let refusals = send(slow.as_mut(), &frames, NO_VLAN);
     assert!(refusals.len() > BURST, "{} of {} were refused", refusals.len(), frames.len());
     assert!(refusals.iter().all(|(_, error)| *error == Errno::EAGAIN), "{refusals:?}");
     let statistics = slow.statistics();
@@ -46,24 +47,25 @@ fn a_full_send_buffer_is_waited_for_once_a_call_and_then_its_frames_are_refused_
     let seen: Vec<_> = collect(&mut peer, sent.len()).into_iter().map(|seen| seen.bytes).collect();
     assert_eq!(seen, sent, "what was accepted arrives, and nothing else");
     let next = [numbered(1000, 1000)];
-    assert_eq!(send(&mut slow, &next, NO_VLAN), []);
+    assert_eq!(send(slow.as_mut(), &next, NO_VLAN), []);
     assert_eq!(collect(&mut peer, 1)[0].bytes, next[0]);
 }
 
-#[test]
-fn frames_that_the_queue_of_an_interface_drops_are_refused_one_by_one_and_nothing_else_is_lost() {
-    let Some(topology) = Topology::new() else { return };
-    let Some(()) = slow(&topology, 10_000) else { return };
+pub(crate) fn frames_that_the_queue_of_an_interface_drops_are_refused_one_by_one_and_nothing_else_is_lost(
+    kind: Kind,
+    topology: &Topology,
+) {
+    let Some(()) = slow(topology, 10_000) else { return };
     let mut peer = receiver(&topology.left, "eth0", &small());
-    let mut slow = transmitter(&topology.middle, "port0");
+    let mut slow = kind.transmitter(&topology.middle, "port0");
     let frames: Vec<_> = (0..BURST as u32).map(|number| numbered(number, 1000)).collect();
-    let refusals = send(&mut slow, &frames, NO_VLAN);
+    let refusals = send(slow.as_mut(), &frames, NO_VLAN);
     assert!(!refusals.is_empty() && refusals.len() < frames.len(), "{refusals:?}");
     assert!(refusals.iter().all(|(_, error)| *error == Errno::ENOBUFS), "{refusals:?}");
     let sent = accepted(&frames, &refusals);
     let seen: Vec<_> = collect(&mut peer, sent.len()).into_iter().map(|seen| seen.bytes).collect();
     assert_eq!(seen, sent, "what was accepted arrives, and nothing else");
     topology.middle.run(|| netlink::full_speed(topology.middle.interface("port0").index())).unwrap();
-    assert_eq!(send(&mut slow, &frames, NO_VLAN), []);
+    assert_eq!(send(slow.as_mut(), &frames, NO_VLAN), []);
     assert_eq!(collect(&mut peer, frames.len()).len(), frames.len());
 }

@@ -8,8 +8,9 @@ use std::time::Duration;
 
 use nix::sched::{CloneFlags, setns, unshare};
 use postern_frame_io::interface::Interface;
+use postern_wire::frame::NO_VLAN;
 
-use crate::netlink;
+use crate::{netlink, numbered, send, transmitter};
 
 pub(crate) const LEFT: Ipv4Addr = Ipv4Addr::new(10, 99, 0, 1);
 pub(crate) const RIGHT: Ipv4Addr = Ipv4Addr::new(10, 99, 0, 2);
@@ -48,6 +49,13 @@ impl Namespace {
 
     pub(crate) fn set_up(&self, name: &str, up: bool) {
         self.run(|| netlink::set_up(Interface::by_name(name).unwrap().index(), up).unwrap());
+    }
+
+    /// Frames that an interface has received.
+    fn received(&self, name: &str) -> u64 {
+        let text = self.run(|| fs::read_to_string("/proc/thread-self/net/dev").unwrap());
+        let counters = text.lines().find_map(|line| line.trim().strip_prefix(name)?.strip_prefix(':')).unwrap();
+        counters.split_whitespace().nth(1).unwrap().parse().unwrap()
     }
 
     /// A counter of `/proc/net/snmp`.
@@ -90,7 +98,25 @@ impl Topology {
         })
         .map_err(error)?;
         self.middle.set_up(port, true);
-        self.wait_for_carrier(port, peer)
+        self.wait_for_carrier(port, peer)?;
+        self.wait_for_passage(port, peer)
+    }
+
+    /// A new veth says that it has its carrier some time before the kernel lets it send; until then it drops.
+    fn wait_for_passage(&self, port: &str, peer: &Namespace) -> Result<(), String> {
+        let passes = |from: &Namespace, from_name: &str, to: &Namespace, to_name: &str| {
+            let before = to.received(to_name);
+            let refused = send(&mut transmitter(from, from_name), &[numbered(0, 60)], NO_VLAN);
+            thread::sleep(Duration::from_millis(2));
+            refused.is_empty() && to.received(to_name) > before
+        };
+        for _ in 0..400 {
+            if passes(peer, "eth0", &self.middle, port) && passes(&self.middle, port, peer, "eth0") {
+                return Ok(());
+            }
+            thread::sleep(Duration::from_millis(3));
+        }
+        Err(format!("{port} lets nothing pass"))
     }
 
     /// A veth has its carrier as soon as both ends are up, but says so, and sends, up to a second later.
