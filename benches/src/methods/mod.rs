@@ -11,6 +11,7 @@ pub mod reconf;
 pub mod report;
 pub mod tcp;
 pub mod throughput;
+pub mod traffic;
 
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
@@ -26,7 +27,8 @@ use crate::nat::processor::{LOAD_CPU, cores, pin};
 use crate::nat::{self, NatError};
 use crate::search::{Range, Trial};
 use crate::traffic::TrafficError;
-use crate::traffic::lab::{Lab, Setup};
+use crate::traffic::in_kernel::{self, Overload};
+use crate::traffic::lab::{Io, Lab, Setup};
 use crate::traffic::pace::Rate;
 use crate::traffic::station::{Outcome, Plan, Side, Station};
 use crate::traffic::stream::{Ends, Kind, Sizes, Stream, Transport};
@@ -35,6 +37,8 @@ use crate::traffic::stream::{Ends, Kind, Sizes, Stream, Transport};
 const OPENING: f64 = 40_000.0;
 /// How often it is tried to open those that are missing.
 const OPENING_ROUNDS: usize = 6;
+/// More frames than can be sent while somebody waits.
+const FLAT_OUT: u64 = 1 << 36;
 /// How long the first frame may take to come through.
 const FIRST: Duration = Duration::from_secs(5);
 
@@ -54,6 +58,13 @@ pub enum Method {
     },
     /// Between the kernel's stacks.
     Tcp,
+    /// Frames at one rate.
+    Traffic {
+        /// Frames a second; `None` for flat out.
+        rate: Option<f64>,
+        /// Whether the kernel makes the frames, flat out.
+        in_kernel: bool,
+    },
     /// Blocked time.
     Reconf {
         /// Frames a second.
@@ -77,6 +88,7 @@ pub fn run(
         Method::Connections => connections::run(options, progress),
         Method::Latency { partial_drop_rate } => latency::run(options, partial_drop_rate, progress),
         Method::Tcp => tcp::run(options, progress),
+        Method::Traffic { rate, in_kernel } => traffic::run(options, rate, in_kernel, progress),
         Method::Reconf { rate } => reconf::run(options, rate, progress),
     }?;
     report.notes.splice(0..0, disturbed);
@@ -120,6 +132,10 @@ pub struct Options {
     pub place: Place,
     /// IPv6 instead of IPv4, in namespaces.
     pub six: bool,
+    /// Workers of the gateway, in namespaces.
+    pub workers: u16,
+    /// The back end of its devices.
+    pub io: Io,
     /// UDP or TCP.
     pub transport: Transport,
     /// Number of flows.
@@ -185,7 +201,13 @@ impl Bench {
                 let largest = options.sizes.iter().map(|sizes| u32::from(sizes.largest())).max().unwrap_or(64);
                 // A frame is 18 bytes longer than its IP packet.
                 let mtu = largest.saturating_sub(18).max(1500);
-                let setup = setup(Setup { six: options.six, mtu, ..Setup::new(options.flows) });
+                let setup = setup(Setup {
+                    six: options.six,
+                    workers: options.workers,
+                    io: options.io,
+                    mtu,
+                    ..Setup::new(options.flows)
+                });
                 let lab = Lab::start(binary, setup)?;
                 let station = lab.station()?;
                 let ends = lab.ends(&station);
@@ -294,13 +316,46 @@ impl Bench {
         Ok(trial(load, duration, &self.measure(stream, load, duration)?))
     }
 
-    /// Sends data as fast as the generator can.
+    /// Sends data for so long as fast as the generator can.
     ///
     /// # Errors
     /// When an interface is down.
-    pub fn flat_out(&mut self, stream: &Stream, frames: u64) -> Result<Outcome, TrafficError> {
-        let plan = Plan { frames, rate: Rate::FlatOut, ..Plan::data(1.0, Duration::ZERO) };
-        self.station.run(stream, &plan, || false)
+    pub fn flat_out(&mut self, stream: &Stream, duration: Duration) -> Result<Outcome, TrafficError> {
+        let since = Instant::now();
+        let plan = Plan { frames: FLAT_OUT, rate: Rate::FlatOut, ..Plan::data(1.0, Duration::ZERO) };
+        self.station.run(stream, &plan, || since.elapsed() >= duration)
+    }
+
+    /// Sends frames that the kernel makes, of each size for itself, and counts what comes out. The station is gone after it.
+    ///
+    /// # Errors
+    /// When the kernel cannot or may not make frames, or there is no gateway of our own.
+    pub fn overload(
+        self,
+        options: &Options,
+        duration: Duration,
+        progress: &mut impl FnMut(&str),
+    ) -> Result<Vec<Overload>, TrafficError> {
+        let Self { lab: Some(lab), station, ends, seed, cpus } = self else {
+            return Err(TrafficError::Argument(
+                "frames are made inside the kernel for a gateway in namespaces only".into(),
+            ));
+        };
+        drop(station);
+        let mut bench = Self { station: lab.station()?, lab: Some(lab), ends, seed, cpus };
+        let mut found = Vec::new();
+        for size in options.sizes.iter().filter_map(|sizes| sizes.fixed()) {
+            progress(&format!("{size} bytes: made inside the kernel"));
+            // The gateway asks for its neighbours, and somebody answers.
+            bench.first(&bench.stream(Transport::Udp, 1, Sizes::Fixed(size), 0)?)?;
+            let Self { lab: Some(lab), station, .. } = bench else { return Err(TrafficError::NoPath(0)) };
+            drop(station);
+            // A call that makes frames lasts half a second.
+            let window = duration.max(Duration::from_millis(500));
+            found.push(in_kernel::overload(&lab, &ends, size, window / 2, window)?);
+            bench = Self { station: lab.station()?, lab: Some(lab), ends, seed, cpus: bench.cpus };
+        }
+        Ok(found)
     }
 }
 
@@ -366,6 +421,8 @@ mod tests {
         Options {
             place: Place::Ports(ports),
             six: false,
+            workers: 1,
+            io: Io::AfPacket,
             transport,
             flows: 500,
             sizes: vec![Sizes::Fixed(128)],
@@ -394,7 +451,7 @@ mod tests {
             let Some(report) = over_a_wire(|| throughput::run(&options(transport), |_| ()).unwrap()) else { return };
             let report::Results::Throughput(found) = &report.results else { panic!("{report:?}") };
             let size = &found.sizes[0];
-            assert!(report.passed && found.overload.is_none(), "{report:?}");
+            assert!(report.passed && found.overload.is_empty(), "{report:?}");
             // The machine may be slow, so that the generator is the bound; a wire never is.
             assert!(matches!(
                 size.throughput,

@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 
 use serde::Serialize;
 
-use super::{Options, Place, connections, latency, ndr, reconf, tcp, throughput};
+use super::{Options, Place, connections, latency, ndr, reconf, tcp, throughput, traffic};
 use crate::nat::processor::{GATEWAY_CPU, LOAD_CPU, Machine, cores};
 
 /// A report of one method.
@@ -40,6 +40,8 @@ pub enum Results {
     Latency(latency::Found),
     /// By event.
     Reconf(reconf::Found),
+    /// The generator by itself.
+    Traffic(traffic::Found),
     /// Real stacks.
     Tcp(tcp::Found),
 }
@@ -84,6 +86,7 @@ impl Report {
             Results::Connections(found) => found.write(&mut text),
             Results::Latency(found) => found.write(&mut text),
             Results::Reconf(found) => found.write(&mut text),
+            Results::Traffic(found) => found.write(&mut text),
             Results::Tcp(found) => found.write(&mut text),
         }
         text
@@ -91,13 +94,19 @@ impl Report {
 }
 
 fn placement(options: &Options) -> Vec<String> {
-    let Options { place, six, transport, flows, .. } = options;
+    let Options { place, six, transport, flows, workers, io, .. } = options;
+    let io = io.name();
     let family = if *six { "IPv6" } else { "IPv4" };
     let place = match place {
         Place::Lab(_) if cores() > 1 => format!(
-            "Postern in network namespaces on veth, one worker on CPU {GATEWAY_CPU}; the generator on CPU {LOAD_CPU}"
+            "Postern in network namespaces on veth, io {io}, {workers} workers from CPU {GATEWAY_CPU} on; the generator on \
+             CPU {LOAD_CPU}"
         ),
-        Place::Lab(_) => "Postern in network namespaces on veth; one CPU only, which generator and worker share".into(),
+        Place::Lab(_) => {
+            format!(
+                "Postern in network namespaces on veth, io {io}; one CPU only, which generator and {workers} workers share"
+            )
+        }
         Place::Ports(ports) => format!("from {} to {}, {} to {}", ports.tx, ports.rx, ports.destination, ports.target),
     };
     vec![

@@ -7,21 +7,20 @@ use serde::Serialize;
 
 use super::report::{Report, Results};
 use super::{Bench, Measured, Options, Place, gigabits, pinned};
-use crate::nat::flood;
-use crate::nat::gateway::{Polling, PosternGateway};
-use crate::nat::{Metric, NatError};
+use crate::nat::NatError;
 use crate::search::rate::{Search, Throughput, loss_by_rate, throughput};
 use crate::search::{PATIENCE, Trial};
 use crate::traffic::TrafficError;
-use crate::traffic::stream::Sizes;
+use crate::traffic::in_kernel::Overload;
+use crate::traffic::stream::{Sizes, Transport};
 
 /// What was found.
 #[derive(Debug, Serialize)]
 pub struct Found {
     /// By frame size.
     pub sizes: Vec<Size>,
-    /// 64-byte frames as fast as the kernel makes them; in namespaces only.
-    pub overload: Option<Overload>,
+    /// Frames as fast as the kernel makes them, by size; in namespaces, for IPv4 and UDP only.
+    pub overload: Vec<Overload>,
 }
 
 /// One frame size.
@@ -39,17 +38,6 @@ pub struct Size {
     pub loss_by_rate: Vec<Trial>,
     /// Every trial of the search.
     pub trials: Vec<Trial>,
-}
-
-/// The in-kernel generator against the gateway.
-#[derive(Debug, Serialize)]
-pub struct Overload {
-    /// Which generator it was.
-    pub generator: String,
-    /// Frames a second that were sent.
-    pub offered: f64,
-    /// Frames a second that arrived.
-    pub forwarded: f64,
 }
 
 /// Runs the method.
@@ -78,8 +66,7 @@ pub(super) fn run(options: &Options, mut progress: impl FnMut(&str) + Send) -> R
                 None => None,
             };
             progress(&format!("{size} bytes: flat out"));
-            let frames = (options.range.highest * options.seconds).min(4e6) as u64;
-            let outcome = bench.flat_out(&stream, frames)?;
+            let outcome = bench.flat_out(&stream, duration)?;
             let flat_out = Measured::of(outcome.pace.achieved, &outcome);
             let highest = trials.iter().filter(|trial| trial.paced).map(|trial| trial.load).fold(0.0, f64::max);
             let steps = if highest > 0.0 && !options.quick {
@@ -91,16 +78,20 @@ pub(super) fn run(options: &Options, mut progress: impl FnMut(&str) + Send) -> R
         }
         Ok(found)
     })?;
-    drop(bench);
-    let overload = match &options.place {
-        Place::Lab(binary) if !options.six => {
-            progress("64-byte frames from inside the kernel");
-            Some(overload(binary, duration)?)
-        }
-        _ => None,
+    let mut notes = Vec::new();
+    let overload = match (&options.place, options.transport) {
+        (Place::Lab(_), Transport::Udp) if !options.six => match bench.overload(options, duration, &mut progress) {
+            Ok(overload) => overload,
+            Err(TrafficError::Bpf(error) | TrafficError::Nat(NatError::Bpf(error))) => {
+                notes.push(format!("no frames were made inside the kernel: {error}"));
+                Vec::new()
+            }
+            Err(error) => return Err(error),
+        },
+        _ => Vec::new(),
     };
     let passed = sizes.iter().all(|size| size.there.iter().all(Measured::is_whole) && size.flat_out.is_whole());
-    Ok(Report::new("throughput", options, Results::Throughput(Found { sizes, overload }), passed, Vec::new()))
+    Ok(Report::new("throughput", options, Results::Throughput(Found { sizes, overload }), passed, notes))
 }
 
 pub(super) fn told(size: Sizes, trial: &Trial) -> String {
@@ -111,18 +102,6 @@ pub(super) fn told(size: Sizes, trial: &Trial) -> String {
         trial.seconds,
         trial.loss_ratio() * 100.0
     )
-}
-
-fn overload(binary: &std::path::Path, duration: Duration) -> Result<Overload, NatError> {
-    let gateway = PosternGateway::build(binary)?;
-    let _running = gateway.start(Polling::Adaptive)?;
-    let generator = match flood::live_frames_refused(gateway.topology())? {
-        None => "inside the kernel (BPF_PROG_RUN, live frames)".to_owned(),
-        Some(why) => format!("a packet socket: {why}"),
-    };
-    let measured = flood::measure(gateway.topology(), duration / 4, duration)?;
-    let rate = |metric| measured.get(&metric).copied().unwrap_or_default();
-    Ok(Overload { generator, offered: rate(Metric::OfferedPerSecond), forwarded: rate(Metric::PacketsPerSecond) })
 }
 
 impl Found {
@@ -162,11 +141,18 @@ impl Found {
                 );
             }
         }
-        if let Some(Overload { generator, offered, forwarded }) = &self.overload {
-            let _ =
-                writeln!(text, "overload, 64-byte frames, 64 flows: {forwarded:.0} frames/s of {offered:.0} offered");
-            let _ = writeln!(text, "  made {generator}");
-        }
+        write_overload(text, &self.overload);
+    }
+}
+
+/// Frames that the kernel made.
+pub(super) fn write_overload(text: &mut String, overload: &[Overload]) {
+    if !overload.is_empty() {
+        let _ =
+            writeln!(text, "overload by frames that are made inside the kernel (BPF_PROG_RUN, live frames), 64 flows");
+    }
+    for Overload { size, offered, forwarded } in overload {
+        let _ = writeln!(text, "  {size:>5} bytes  {forwarded:.0} frames/s come out of {offered:.0} that are sent");
     }
 }
 
@@ -192,6 +178,9 @@ pub(super) fn counted(measured: &Measured) -> String {
     }
     if let Some(lateness) = measured.pace.lateness {
         let _ = write!(text, "; generator late by p99 {:.1}, max {:.1} µs", lateness.p99, lateness.max);
+    }
+    if !measured.pace.kept || measured.own_drops > 0 {
+        text += ": IT DID NOT KEEP ITS PACE";
     }
     text
 }

@@ -4,11 +4,13 @@
 use std::fs;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
+use std::str::FromStr;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use postern_lab::{Gateway, Launcher, Namespace, VethEnd};
 use postern_wire::MacAddress;
+use serde::Serialize;
 
 use super::TrafficError;
 use super::station::{Side, Station};
@@ -22,15 +24,58 @@ use crate::nat::topology::{
 const SNAT_PORTS: u32 = 64_512;
 /// Clients' addresses.
 const HOSTS: u32 = 256;
+/// Most flows that a worker may be told to have room for.
+const MOST_FLOWS: u32 = 1 << 24;
 /// How long a reload may take.
 const RELOADED: Duration = Duration::from_secs(20);
+
+/// How frames come in and go out of the gateway's ports.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Io {
+    /// Packet sockets with a receive ring.
+    AfPacket,
+    /// Packet sockets through io_uring.
+    IoUring,
+    /// AF_XDP sockets.
+    AfXdp,
+    /// What the gateway chooses.
+    Auto,
+}
+
+impl Io {
+    /// The name in the gateway's configuration.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::AfPacket => "af_packet",
+            Self::IoUring => "io_uring",
+            Self::AfXdp => "af_xdp",
+            Self::Auto => "auto",
+        }
+    }
+}
+
+impl FromStr for Io {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let all = [Self::AfPacket, Self::IoUring, Self::AfXdp, Self::Auto];
+        let refused = || format!("must be one of {}", all.map(Self::name).join(", "));
+        all.into_iter().find(|io| io.name() == text).ok_or_else(refused)
+    }
+}
 
 /// What the gateway is made for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Setup {
     /// IPv6 clients and targets; else IPv4.
     pub six: bool,
-    /// Most live flows.
+    /// Workers, 1…64.
+    pub workers: u16,
+    /// The back end of the ports' devices, as the gateway's configuration names it.
+    pub io: Io,
+    /// Most live flows of each worker.
     pub flows: u32,
     /// MTU of all interfaces, 1,280 or more.
     pub mtu: u32,
@@ -47,8 +92,17 @@ impl Setup {
     #[must_use]
     pub fn new(flows: u32) -> Self {
         // No fuller than half, at least a quarter of a million.
-        let flows = flows.saturating_mul(2).max(1 << 18);
-        Self { six: false, flows, mtu: 1500, spin: false, udp_idle: 600, more_endpoints: 0 }
+        let flows = flows.saturating_mul(2).clamp(1 << 18, MOST_FLOWS);
+        Self {
+            six: false,
+            workers: 1,
+            io: Io::AfPacket,
+            flows,
+            mtu: 1500,
+            spin: false,
+            udp_idle: 600,
+            more_endpoints: 0,
+        }
     }
 }
 
@@ -160,6 +214,22 @@ impl Lab {
         Ok(self.gateway.restart()?)
     }
 
+    /// Runs something in the client's namespace.
+    ///
+    /// # Errors
+    /// When it cannot be entered.
+    pub fn at_client<T: Send>(&self, work: impl FnOnce() -> T + Send) -> Result<T, TrafficError> {
+        Ok(self.client.run(work)?)
+    }
+
+    /// Frames that have come to the server's interface.
+    ///
+    /// # Errors
+    /// When its counters cannot be read.
+    pub fn arrived(&self) -> Result<u64, TrafficError> {
+        Ok(self.server.interface(SERVER_INTERFACE).statistics()?.receive_packets)
+    }
+
     /// Live flows of all workers.
     ///
     /// # Errors
@@ -229,21 +299,25 @@ impl Network {
 }
 
 fn configuration(directory: &Path, setup: Setup) -> String {
-    let Setup { six, flows, mtu, spin, udp_idle, more_endpoints } = setup;
+    let Setup { six, workers, io, flows, mtu, spin, udp_idle, more_endpoints } = setup;
     let Network { router, endpoint, target, prefixes: [consumer, clients, provider], .. } = Network::of(six);
-    let cpu = GATEWAY_CPU.min(cores() - 1);
+    // From the gateway's CPU on; where there are not so many, also the load's.
+    let cpus: Vec<String> =
+        (0..usize::from(workers)).map(|worker| ((GATEWAY_CPU + worker) % cores()).to_string()).collect();
+    let (cpus, io) = (cpus.join(", "), io.name());
     let polling = if spin { "spin" } else { "adaptive" };
     let (narrow, wide) = if six { (1024, flows) } else { (flows, 0) };
-    let snat = Network::snat(six, flows).join(", ");
+    let snat = Network::snat(six, flows.saturating_mul(workers.into())).join(", ");
     let mut text = format!(
         r#"
 [gateway]
 name = "bench"
 run_directory = {directory:?}
+io = "{io}"
 
 [workers]
-count = 1
-cpus = [{cpu}]
+count = {workers}
+cpus = [{cpus}]
 polling = "{polling}"
 flows = {narrow}
 ipv6_flows = {wide}

@@ -6,10 +6,11 @@
 //! a gateway of Postern ([`Lab`](lab::Lab)), or on two interfaces of the host.
 //!
 //! It sends through a packet socket. What no socket can send, frames made inside the kernel, is
-//! [`live_frames`](crate::nat::live_frames); those have no stamps, so that they can only be counted.
+//! in [`in_kernel`]; those have no stamps, so that they can only be counted.
 
 pub mod arrivals;
 pub mod histogram;
+pub mod in_kernel;
 pub mod lab;
 pub mod pace;
 pub mod permutation;
@@ -44,6 +45,9 @@ pub enum TrafficError {
     /// The topology of real network stacks.
     #[error(transparent)]
     Nat(#[from] crate::nat::NatError),
+    /// A BPF program.
+    #[error(transparent)]
+    Bpf(#[from] postern_frame_io::bpf::BpfError),
     /// The CPUs of a thread.
     #[error(transparent)]
     Pin(#[from] postern_frame_io::pin::PinError),

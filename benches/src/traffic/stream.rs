@@ -47,6 +47,15 @@ impl Sizes {
         }
     }
 
+    /// The size, if all are of one.
+    #[must_use]
+    pub const fn fixed(self) -> Option<u16> {
+        match self {
+            Self::Fixed(size) => Some(size),
+            Self::Imix => None,
+        }
+    }
+
     /// The mean size.
     #[must_use]
     pub fn mean(self) -> f64 {

@@ -5,6 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 use clap::{Args, Subcommand};
 use postern_benches::methods::{self, MacAddress, Options, Place, Ports};
 use postern_benches::search::Range;
+use postern_benches::traffic::lab::Io;
 use postern_benches::traffic::stream::{Sizes, Transport};
 
 use super::seconds;
@@ -25,6 +26,17 @@ pub(super) enum Method {
         /// The partial drop rate in frames a second, so that it is not searched for
         #[arg(long, value_name = "RATE", value_parser = rate)]
         pdr: Option<f64>,
+    },
+    /// Send frames at one rate, or as fast as can be, and say what became of each; needs root
+    Traffic {
+        #[command(flatten)]
+        common: Common,
+        /// Frames a second; by default as many as the generator can
+        #[arg(long, value_name = "RATE", value_parser = rate)]
+        rate: Option<f64>,
+        /// Frames that are made inside the kernel, as many as can be, and only counted; IPv4 and UDP, sizes up to 3,000
+        #[arg(long, conflicts_with_all = ["rate", "tcp", "ipv6", "tx_port"])]
+        in_kernel: bool,
     },
     /// Measure TCP between the kernel's own stacks: bulk, round trips, connections in turn; needs root
     Tcp(Common),
@@ -53,6 +65,12 @@ pub(super) struct Common {
     /// TCP instead of UDP
     #[arg(long)]
     tcp: bool,
+    /// Workers of the gateway
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=64))]
+    workers: u16,
+    /// How frames come in and go out of the gateway's ports: af_packet, io_uring, af_xdp or auto
+    #[arg(long, default_value = "af_packet")]
+    io: Io,
     /// Flows, 1 to 16,000,000; of `connections` the room of the gateway's table. By default 64, of `connections` 262,144
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..=16_000_000))]
     flows: Option<u32>,
@@ -137,6 +155,8 @@ impl Common {
         Ok(Options {
             place: self.place()?,
             six,
+            workers: self.workers,
+            io: self.io,
             transport,
             flows: self.flows.unwrap_or(flows),
             sizes,
@@ -164,7 +184,7 @@ impl Method {
     const fn common(&self) -> &Common {
         match self {
             Self::Throughput(common) | Self::Ndr(common) | Self::Connections(common) | Self::Tcp(common) => common,
-            Self::Latency { common, .. } | Self::Reconf { common, .. } => common,
+            Self::Latency { common, .. } | Self::Reconf { common, .. } | Self::Traffic { common, .. } => common,
         }
     }
 
@@ -182,6 +202,7 @@ impl Method {
             Self::Ndr(_) => methods::Method::Ndr,
             Self::Connections(_) => methods::Method::Connections,
             Self::Latency { pdr, .. } => methods::Method::Latency { partial_drop_rate: *pdr },
+            Self::Traffic { rate, in_kernel, .. } => methods::Method::Traffic { rate: *rate, in_kernel: *in_kernel },
             Self::Tcp(_) => methods::Method::Tcp,
             Self::Reconf { rate, .. } => {
                 methods::Method::Reconf { rate: if options.quick { rate.min(2_000.0) } else { *rate } }

@@ -186,7 +186,7 @@ impl Gateway {
 
     /// It must not get a stream, and say these words of why. Within TLS 1.3 it can happen that a client's first words cross
     /// the alert, and that the transport forgets the alert over it: then the next try tells.
-    fn is_refused(self, control: &Secured, words: &str) {
+    fn ends_refused(self, control: &Secured, words: &str) {
         let status = self.link.status();
         until(&format!("the gateway says {words:?}"), control, || {
             assert_eq!(status.counters().streams.get(), 0, "it has a stream");
@@ -218,27 +218,27 @@ fn a_gateway_is_known_by_its_certificate_and_who_is_not_hears_why_on_both_sides(
 
     // The certificate of another gateway.
     Gateway::start(&control, "gw2", address, &own)
-        .is_refused(&control, "the certificate of gw1 does not allow to be gateway \"gw2\"");
+        .ends_refused(&control, "the certificate of gw1 does not allow to be gateway \"gw2\"");
     says("is refused: the certificate of gw1 does not allow to be gateway \"gw2\"");
     // No certificate, and a token that is nobody's.
     fs::write(control.directory.join("wrong.token"), "made-up").unwrap();
     let nobody = [("ca", "ca.pem"), ("token_file", "wrong.token")];
-    Gateway::start(&control, "gw1", address, &nobody).is_refused(&control, "the token is not known");
+    Gateway::start(&control, "gw1", address, &nobody).ends_refused(&control, "the token is not known");
     says("is refused: the token is not known");
     // A certificate that no authority of control's has signed.
     let stranger = [("certificate", "foreign.pem"), ("key", "foreign.key"), ("ca", "ca.pem")];
     Gateway::start(&control, "gw1", address, &stranger)
-        .is_refused(&control, "control does not believe this gateway's certificate");
+        .ends_refused(&control, "control does not believe this gateway's certificate");
     says("is refused: the TLS handshake failed: invalid peer certificate: UnknownIssuer");
     // Somebody whom the gateway does not believe in control's place.
     let mistaken = [("certificate", "gw1.pem"), ("key", "gw1.key"), ("ca", "foreign-ca.pem")];
     Gateway::start(&control, "gw1", address, &mistaken)
-        .is_refused(&control, "no authority in control.ca has signed control's certificate");
+        .ends_refused(&control, "no authority in control.ca has signed control's certificate");
     says("is refused: the TLS handshake failed: received fatal alert: UnknownCA");
     // Plain text to a port that speaks TLS.
     let plain = [("token_file", "gw1.token")];
     Gateway::start(&control, "gw1", "http://localhost", &plain)
-        .is_refused(&control, "the address of control has to begin with https://");
+        .ends_refused(&control, "the address of control has to begin with https://");
     says("is refused: it speaks plain text, and this port TLS only");
 
     Gateway::start(&control, "gw1", address, &own).connects(&control);
@@ -260,7 +260,7 @@ fn a_gateway_that_speaks_tls_to_a_port_without_says_so() {
     until("control answers", &control, || control.postern(&credentials).status.success());
     let credentials = [("ca", "ca.pem"), ("token_file", "data/operator.token")];
     Gateway::start(&control, "gw1", "https://localhost", &credentials)
-        .is_refused(&control, "what listens there speaks no TLS");
+        .ends_refused(&control, "what listens there speaks no TLS");
 }
 
 #[test]
