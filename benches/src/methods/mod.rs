@@ -27,10 +27,11 @@ use crate::nat::processor::{LOAD_CPU, cores, pin};
 use crate::nat::{self, NatError};
 use crate::search::{Range, Trial};
 use crate::traffic::TrafficError;
+use crate::traffic::arrivals::Counts;
 use crate::traffic::in_kernel::{self, Overload};
 use crate::traffic::lab::{Io, Lab, Setup};
-use crate::traffic::pace::Rate;
-use crate::traffic::station::{Outcome, Plan, Side, Station};
+use crate::traffic::pace::{Pace, Rate};
+use crate::traffic::station::{Outcome, Plan, Responder, Side, Station};
 use crate::traffic::stream::{Ends, Kind, Sizes, Stream, Transport};
 
 /// Frames a second at which flows are opened before a measurement, at first.
@@ -144,7 +145,10 @@ pub struct Options {
     pub sizes: Vec<Sizes>,
     /// Seconds of a trial.
     pub seconds: f64,
-    /// Loads, in frames a second.
+    /// Whether every frame that comes out is sent back, so that traffic passes both ways; it then counts as received when it is
+    /// back.
+    pub both: bool,
+    /// Loads, in frames a second and direction.
     pub range: Range,
     /// Which addresses and ports the flows have.
     pub seed: u64,
@@ -159,6 +163,7 @@ pub struct Bench {
     station: Station,
     ends: Ends,
     seed: u64,
+    both: bool,
     /// The CPUs that a process started by the run may use.
     cpus: Vec<usize>,
 }
@@ -169,23 +174,30 @@ pub struct Measured {
     /// Frames a second that were asked for.
     pub load: f64,
     /// What became of the frames.
-    pub counts: crate::traffic::arrivals::Counts,
+    pub counts: Counts,
+    /// What became of the same frames on their way back, where they were sent back: there and back for latency, and lost in
+    /// either direction.
+    pub back: Option<Counts>,
     /// How well the generator kept its schedule.
-    pub pace: crate::traffic::pace::Pace,
+    pub pace: Pace,
     /// Frames that the station's own rings could not hold.
     pub own_drops: u64,
 }
 
 impl Measured {
     fn of(load: f64, outcome: &Outcome) -> Self {
-        let Outcome { counts, pace, own_drops, .. } = outcome;
-        Self { load, counts: counts.clone(), pace: *pace, own_drops: *own_drops }
+        let Outcome { counts, back, reflected, pace, own_drops, .. } = outcome;
+        let back = reflected.then(|| back.clone());
+        Self { load, counts: counts.clone(), back, pace: *pace, own_drops: *own_drops }
     }
 
     /// Whether no frame came twice or changed: at no load may a device do that.
     #[must_use]
-    pub const fn is_whole(&self) -> bool {
-        self.counts.duplicated == 0 && self.counts.corrupted == 0
+    pub fn is_whole(&self) -> bool {
+        [Some(&self.counts), self.back.as_ref()]
+            .into_iter()
+            .flatten()
+            .all(|counts| counts.duplicated == 0 && counts.corrupted == 0)
     }
 }
 
@@ -211,7 +223,7 @@ impl Bench {
                 let lab = Lab::start(binary, setup)?;
                 let station = lab.station()?;
                 let ends = lab.ends(&station);
-                Ok(Self { lab: Some(lab), station, ends, seed: options.seed, cpus })
+                Ok(Self { lab: Some(lab), station, ends, seed: options.seed, both: options.both, cpus })
             }
             Place::Ports(ports) => {
                 let client = Side::open(&ports.tx, vec![ports.source])?;
@@ -227,7 +239,7 @@ impl Bench {
                     hosts: ports.hosts,
                     destination: ports.destination,
                 };
-                Ok(Self { lab: None, station, ends, seed: options.seed, cpus })
+                Ok(Self { lab: None, station, ends, seed: options.seed, both: options.both, cpus })
             }
         }
     }
@@ -305,7 +317,12 @@ impl Bench {
     /// # Errors
     /// When an interface is down.
     pub fn measure(&mut self, stream: &Stream, load: f64, duration: Duration) -> Result<Outcome, TrafficError> {
-        self.station.run(stream, &Plan::data(load, duration), || false)
+        let plan = Plan { responder: self.responder(), ..Plan::data(load, duration) };
+        self.station.run(stream, &plan, || false)
+    }
+
+    const fn responder(&self) -> Responder {
+        if self.both { Responder::Reflect } else { Responder::Sink }
     }
 
     /// The same, as searches want it.
@@ -322,7 +339,8 @@ impl Bench {
     /// When an interface is down.
     pub fn flat_out(&mut self, stream: &Stream, duration: Duration) -> Result<Outcome, TrafficError> {
         let since = Instant::now();
-        let plan = Plan { frames: FLAT_OUT, rate: Rate::FlatOut, ..Plan::data(1.0, Duration::ZERO) };
+        let responder = self.responder();
+        let plan = Plan { frames: FLAT_OUT, rate: Rate::FlatOut, responder, ..Plan::data(1.0, Duration::ZERO) };
         self.station.run(stream, &plan, || since.elapsed() >= duration)
     }
 
@@ -336,13 +354,13 @@ impl Bench {
         duration: Duration,
         progress: &mut impl FnMut(&str),
     ) -> Result<Vec<Overload>, TrafficError> {
-        let Self { lab: Some(lab), station, ends, seed, cpus } = self else {
+        let Self { lab: Some(lab), station, ends, seed, both, cpus } = self else {
             return Err(TrafficError::Argument(
                 "frames are made inside the kernel for a gateway in namespaces only".into(),
             ));
         };
         drop(station);
-        let mut bench = Self { station: lab.station()?, lab: Some(lab), ends, seed, cpus };
+        let mut bench = Self { station: lab.station()?, lab: Some(lab), ends, seed, both, cpus };
         let mut found = Vec::new();
         for size in options.sizes.iter().filter_map(|sizes| sizes.fixed()) {
             progress(&format!("{size} bytes: made inside the kernel"));
@@ -353,7 +371,7 @@ impl Bench {
             // A call that makes frames lasts half a second.
             let window = duration.max(Duration::from_millis(500));
             found.push(in_kernel::overload(&lab, &ends, size, window / 2, window)?);
-            bench = Self { station: lab.station()?, lab: Some(lab), ends, seed, cpus: bench.cpus };
+            bench = Self { station: lab.station()?, lab: Some(lab), ends, seed, both, cpus: bench.cpus };
         }
         Ok(found)
     }
@@ -379,9 +397,10 @@ const fn opening(stream: &Stream) -> Kind {
 
 /// A trial's outcome for a search. It is paced only if the station itself lost nothing.
 fn trial(load: f64, duration: Duration, outcome: &Outcome) -> Trial {
-    let Outcome { counts, pace, own_drops, .. } = outcome;
+    let Outcome { counts, back, reflected, pace, own_drops, .. } = outcome;
+    let received = if *reflected { back.received } else { counts.received };
     let seconds = duration.as_secs_f64().max(outcome.elapsed as f64 / 1e9);
-    Trial { load, seconds, sent: counts.sent, received: counts.received, paced: pace.kept && *own_drops == 0 }
+    Trial { load, seconds, sent: counts.sent, received, paced: pace.kept && *own_drops == 0 }
 }
 
 /// Runs a measurement in a thread of its own, pinned to the load's CPU where a gateway has the other one.
@@ -427,6 +446,7 @@ mod tests {
             flows: 500,
             sizes: vec![Sizes::Fixed(128)],
             seconds: 0.1,
+            both: false,
             range: Range { lowest: 200.0, highest: 2_000.0 },
             seed: 1,
             quick: true,
@@ -460,6 +480,18 @@ mod tests {
             ));
             assert!(report.to_text().contains("128 bytes") && report.to_json().contains("\"outcome\""));
         }
+    }
+
+    #[test]
+    fn frames_that_are_sent_back_are_received_when_they_are_back() {
+        let options = Options { both: true, ..options(Transport::Udp) };
+        let method = Method::Traffic { rate: Some(1_000.0), in_kernel: false };
+        let Some(report) = over_a_wire(|| run(method, &options, |_| ()).unwrap()) else { return };
+        let report::Results::Traffic(found) = &report.results else { panic!("{report:?}") };
+        let measured = &found.sizes[0].measured;
+        let back = measured.back.as_ref().unwrap();
+        assert_eq!((measured.counts.received, back.received, back.lost), (100, 100, 0));
+        assert!(report.passed && report.to_text().contains("and back"), "{}", report.to_text());
     }
 
     #[test]

@@ -96,6 +96,7 @@ impl Report {
 fn placement(options: &Options) -> Vec<String> {
     let Options { place, six, transport, flows, workers, io, .. } = options;
     let io = io.name();
+    let both = if options.both { "; what comes out is sent back, and rates are those of each direction" } else { "" };
     let family = if *six { "IPv6" } else { "IPv4" };
     let place = match place {
         Place::Lab(_) if cores() > 1 => format!(
@@ -112,7 +113,7 @@ fn placement(options: &Options) -> Vec<String> {
     vec![
         place,
         format!(
-            "{transport:?} over {family}, {flows} flows with pseudorandom addresses and ports; sizes include the FCS"
+            "{transport:?} over {family}, {flows} flows with pseudorandom addresses and ports; sizes include the FCS{both}"
         ),
         "test frames are sent and received through packet sockets by one thread, which also takes the times".to_owned(),
     ]

@@ -176,6 +176,12 @@ pub(super) fn counted(measured: &Measured) -> String {
             latency.p50, latency.p99, latency.p999, latency.max
         );
     }
+    if let Some(back) = &measured.back {
+        let _ = write!(text, "; there and back {} received + {} lost", back.received, back.lost);
+        if let Some(latency) = back.latency {
+            let _ = write!(text, ", µs p50 {:.1}, p99 {:.1}", latency.p50, latency.p99);
+        }
+    }
     if let Some(lateness) = measured.pace.lateness {
         let _ = write!(text, "; generator late by p99 {:.1}, max {:.1} µs", lateness.p99, lateness.max);
     }

@@ -141,6 +141,8 @@ pub struct Outcome {
     pub counts: Counts,
     /// Of [`Responder::Reflect`], frames that came back.
     pub back: Counts,
+    /// Whether it was [`Responder::Reflect`].
+    pub reflected: bool,
     /// How well the generator kept its schedule.
     pub pace: Pace,
     /// Flows whose SYN or FIN the client has seen answered.
@@ -267,6 +269,7 @@ impl Station {
         Ok(Outcome {
             counts: run.at_server.counts(taken),
             back: run.at_client.counts(taken),
+            reflected: plan.responder == Responder::Reflect,
             pace: schedule.pace(taken, refused, elapsed),
             answered: run.answered.count,
             controls: run.controls,

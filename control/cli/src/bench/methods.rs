@@ -71,6 +71,9 @@ pub(super) struct Common {
     /// How frames come in and go out of the gateway's ports: af_packet, io_uring, af_xdp or auto
     #[arg(long, default_value = "af_packet")]
     io: Io,
+    /// Traffic both ways: what comes out is sent back, and is received when it is back
+    #[arg(long)]
+    both: bool,
     /// Flows, 1 to 16,000,000; of `connections` the room of the gateway's table. By default 64, of `connections` 262,144
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..=16_000_000))]
     flows: Option<u32>,
@@ -161,6 +164,7 @@ impl Common {
             flows: self.flows.unwrap_or(flows),
             sizes,
             seconds: if self.quick { 0.1 } else { self.seconds },
+            both: self.both,
             range: Range { lowest: self.lowest, highest: highest.max(self.lowest) },
             seed: self.seed,
             quick: self.quick,
