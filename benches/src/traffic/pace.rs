@@ -1,7 +1,5 @@
 //! When frames are due: an absolute schedule, so that a late frame makes no other late, and the mean rate is exact.
 
-use std::time::Duration;
-
 use serde::Serialize;
 
 use super::histogram::{Histogram, Quantiles};
@@ -77,21 +75,23 @@ impl Schedule {
         }
     }
 
-    /// How well it was kept: `sent` frames were taken until `elapsed` nanoseconds after the start.
+    /// How well it was kept: `sent` frames were taken and `refused` were not until `elapsed` nanoseconds after the start. These
+    /// may be fewer than there should have been: a run can be interrupted.
     #[must_use]
     pub fn pace(&self, sent: u64, refused: u64, elapsed: u64) -> Pace {
+        let frames = (sent + refused) as f64;
         let seconds = elapsed.max(1) as f64 / 1e9;
         let (intended, kept) = match self.rate {
             Rate::FlatOut => (None, true),
             Rate::Paced(rate) => {
                 // The last frame is due one interval before the end.
-                let planned = Duration::from_secs_f64(self.frames as f64 / rate).as_secs_f64();
+                let planned = frames / rate;
                 let in_time = seconds <= planned * (1.0 + SHORT) + BURST / rate;
                 let backlog = self.lateness.max() as f64 / 1e9 * rate;
                 (Some(rate), in_time && backlog <= BURST && refused as f64 <= sent as f64 * SHORT)
             }
         };
-        let planned = intended.map_or(seconds, |rate| f64::max(seconds, self.frames as f64 / rate));
+        let planned = intended.map_or(seconds, |rate| f64::max(seconds, frames / rate));
         Pace { intended, achieved: sent as f64 / planned, lateness: self.lateness.quantiles(), refused, kept }
     }
 }
@@ -122,6 +122,9 @@ mod tests {
         assert!(schedule.pace(1_000_000, 0, 1_000_000_000).kept);
         assert!(!schedule.pace(1_000_000, 0, 1_100_000_000).kept);
         assert!(!schedule.pace(900_000, 100_000, 1_000_000_000).kept);
+        // Interrupted in the middle.
+        let half = schedule.pace(500_000, 0, 500_000_000);
+        assert!(half.kept && half.achieved == 1e6, "{half:?}");
         assert!(Schedule::new(Rate::FlatOut, 10).pace(10, 0, 5_000).kept);
     }
 }
