@@ -65,9 +65,17 @@ impl PosternGateway {
     /// # Errors
     /// When it does not start, or does not forward within five seconds.
     pub fn start(&self, polling: Polling) -> Result<RunningPostern, NatError> {
+        self.start_with(polling, "af_packet")
+    }
+
+    /// The same with another back end: the value of `io`.
+    ///
+    /// # Errors
+    /// As [`PosternGateway::start`].
+    pub fn start_with(&self, polling: Polling, io: &str) -> Result<RunningPostern, NatError> {
         let file = |name: &str| self.directory.0.join(name);
         let failed = |error| NatError::Io("write the gateway's configuration", error);
-        fs::write(file("gateway.toml"), configuration(polling, &self.directory.0)).map_err(failed)?;
+        fs::write(file("gateway.toml"), configuration(polling, io, &self.directory.0)).map_err(failed)?;
         let log = fs::File::create(file("log")).map_err(failed)?;
         let mut command: Command = Launcher::new(&self.binary).command(&self.binary);
         command.args(["dataplane", "--config"]).arg(file("gateway.toml"));
@@ -112,7 +120,7 @@ impl Drop for RunningPostern {
 }
 
 /// One service with one target behind one endpoint, for TCP and UDP.
-fn configuration(polling: Polling, directory: &Path) -> String {
+fn configuration(polling: Polling, io: &str, directory: &Path) -> String {
     let cpu = GATEWAY_CPU.min(cores() - 1);
     let polling = match polling {
         Polling::Spin => "spin",
@@ -125,6 +133,7 @@ fn configuration(polling: Polling, directory: &Path) -> String {
 [gateway]
 name = "bench"
 run_directory = "{run}"
+io = "{io}"
 
 [workers]
 count = 1

@@ -5,6 +5,9 @@
 //! CPU 1, which is the like-for-like comparison; and *inline*, where the sender's own CPU forwards in the middle of its
 //! send call, as veth does by default.
 //!
+//! Postern is measured on packet sockets with a ring, which all ratios are of, and on the same sockets through io_uring, so that
+//! the ratios `…_vs_io_uring` say where the ring is better (above 1) and where io_uring is.
+//!
 //! Beside them a *bare reflector* on Postern's own devices, which only writes MAC addresses: what it reaches is the most that
 //! any forwarder in user space can, and the rest up to nftables is what crossing into user space costs.
 
@@ -26,6 +29,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
+use postern_frame_io::interface::Interface;
+use postern_frame_io::io_uring::RingTransmitter;
 use serde::Serialize;
 
 use gateway::{Polling, PosternGateway, ReferenceGateway};
@@ -103,8 +108,10 @@ pub struct Options {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Contender {
-    /// Postern, its worker on CPU 1.
+    /// Postern, its worker on CPU 1, on packet sockets with a ring (`af_packet`).
     Postern,
+    /// Postern on the same sockets through io_uring.
+    PosternIoUring,
     /// nftables, forwarding on CPU 1.
     NftablesPinned,
     /// nftables, forwarding wherever the sender runs.
@@ -119,6 +126,7 @@ impl Contender {
     pub const fn title(self) -> &'static str {
         match self {
             Self::Postern => "Postern",
+            Self::PosternIoUring => "Postern, io_uring",
             Self::NftablesPinned => "nftables, pinned",
             Self::NftablesInline => "nftables, inline",
             Self::Reflector => "bare reflector",
@@ -130,6 +138,7 @@ impl Contender {
     pub const fn reference_name(self) -> Option<&'static str> {
         match self {
             Self::Postern => None,
+            Self::PosternIoUring => Some("io_uring"),
             Self::NftablesPinned => Some("pinned"),
             Self::NftablesInline => Some("inline"),
             Self::Reflector => Some("reflector"),
@@ -318,7 +327,12 @@ pub fn run(options: &Options, mut progress: impl FnMut(&str)) -> Result<Report, 
         Some(why) => format!("UDP frames are sent through a packet socket: {why}"),
     });
     let reflector = ReflectorGateway::build()?;
-    let mut contenders = vec![Contender::Postern, Contender::Reflector];
+    let mut contenders = vec![Contender::Postern];
+    match Interface::by_name("lo").and_then(|lo| RingTransmitter::open(&lo, 1 << 20)) {
+        Ok(_) => contenders.push(Contender::PosternIoUring),
+        Err(why) => notes.push(format!("Postern on io_uring skipped: {why}")),
+    }
+    contenders.push(Contender::Reflector);
     let reference = if nftables::available() {
         contenders.extend([Contender::NftablesPinned, Contender::NftablesInline]);
         Some(ReferenceGateway::build()?)
@@ -334,7 +348,8 @@ pub fn run(options: &Options, mut progress: impl FnMut(&str)) -> Result<Report, 
             for contender in &contenders {
                 progress(&format!("round {}: {}: {}", round + 1, line.title(), contender.title()));
                 let outcome = match (contender, &reference) {
-                    (Contender::Postern, _) => postern_turn(&postern, *line, options),
+                    (Contender::Postern, _) => postern_turn(&postern, "af_packet", *line, options),
+                    (Contender::PosternIoUring, _) => postern_turn(&postern, "io_uring", *line, options),
                     (Contender::Reflector, _) => reflector.start().and_then(|running| {
                         let measured = measure(reflector.topology(), *line, options);
                         drop(running);
@@ -371,9 +386,9 @@ pub fn run(options: &Options, mut progress: impl FnMut(&str)) -> Result<Report, 
 }
 
 /// Postern runs only while it is its turn, so that a worker that polls takes nothing from the others.
-fn postern_turn(gateway: &PosternGateway, line: Line, options: &Options) -> Result<Measured, NatError> {
+fn postern_turn(gateway: &PosternGateway, io: &str, line: Line, options: &Options) -> Result<Measured, NatError> {
     let polling = if line.wants_spin() && cores() > 1 { Polling::Spin } else { Polling::Adaptive };
-    let mut running = gateway.start(polling)?;
+    let mut running = gateway.start_with(polling, io)?;
     let measured = measure(gateway.topology(), line, options);
     running.check()?;
     measured

@@ -2,6 +2,7 @@
 
 mod bulk;
 mod conformance;
+mod forbidden;
 mod loss;
 mod netlink;
 mod ports;
