@@ -224,6 +224,29 @@ impl State {
         }
     }
 
+    /// What the search for a goal came to.
+    fn outcome(&self, goal: &Goal) -> Bound {
+        let Range { lowest, .. } = self.range;
+        let (lower, upper, _) = self.bounds(goal);
+        let conditional = |load| goal.conditional_throughput(load, self.at(load).copied());
+        match (lower, upper) {
+            (Some(load), Some(upper)) if upper - load <= upper * goal.width * 1.001 => {
+                Bound::Found { load, upper, conditional_throughput: conditional(load) }
+            }
+            (Some(load), _) if load >= self.ceiling && self.generator_bound => {
+                Bound::GeneratorBound { load: Some(load) }
+            }
+            (Some(load), None) if load >= self.ceiling => {
+                Bound::Ceiling { load, conditional_throughput: conditional(load) }
+            }
+            (None, Some(upper)) if upper <= lowest => {
+                let losses = self.at(upper).map(Trial::loss_ratio);
+                Bound::NeverReached { lowest, loss_ratio: losses.fold(1.0, f64::min) }
+            }
+            (load, upper) => Bound::Unfinished { load, upper },
+        }
+    }
+
     /// Where trials of any length let the goal's bound expect.
     fn hint(&self, goal: &Goal) -> Option<f64> {
         self.loads().into_iter().rev().find(|load| self.at(*load).all(|trial| trial.loss_ratio() <= goal.loss_ratio))
@@ -241,14 +264,13 @@ pub fn search<E>(
     mut measure: impl FnMut(f64, Duration) -> Result<Trial, E>,
 ) -> Result<(Vec<Bound>, Vec<Trial>), E> {
     let mut state = State { trials: Vec::new(), range, ceiling: range.highest, generator_bound: false };
-    let mut out_of_trials = false;
+    let mut bounds = Vec::new();
     for goal in goals {
         let phases = (goal.final_seconds / goal.initial_seconds).log2().ceil().clamp(0.0, 6.0) as i32 + 1;
         for phase in (0..phases).rev() {
             let coarse = goal.coarser(phase);
             while let Some(load) = state.next(&coarse) {
                 if state.trials.len() >= most_trials {
-                    out_of_trials = true;
                     break;
                 }
                 let duration = Duration::from_secs_f64(coarse.final_seconds);
@@ -263,31 +285,10 @@ pub fn search<E>(
                 }
             }
         }
+        // At once: what is tried for the next goal may make a load undecided again, and nobody would look there any more.
+        bounds.push(state.outcome(goal));
     }
-    let outcome = |goal: &Goal| {
-        let (lower, upper, _) = state.bounds(goal);
-        let conditional = |load| goal.conditional_throughput(load, state.at(load).copied());
-        match (lower, upper) {
-            (Some(load), Some(upper)) if upper - load <= upper * goal.width * 1.001 => {
-                Bound::Found { load, upper, conditional_throughput: conditional(load) }
-            }
-            (Some(load), _) if load >= state.ceiling && state.generator_bound => {
-                Bound::GeneratorBound { load: Some(load) }
-            }
-            (Some(load), None) if load >= state.ceiling => {
-                Bound::Ceiling { load, conditional_throughput: conditional(load) }
-            }
-            (None, Some(upper)) if upper <= range.lowest => {
-                let losses = state.at(upper).map(Trial::loss_ratio);
-                Bound::NeverReached { lowest: range.lowest, loss_ratio: losses.fold(1.0, f64::min) }
-            }
-            (load, upper) => {
-                debug_assert!(out_of_trials, "the search of {goal:?} ended with {load:?} and {upper:?}");
-                Bound::Unfinished { load, upper }
-            }
-        }
-    };
-    Ok((goals.iter().map(outcome).collect(), state.trials))
+    Ok((bounds, state.trials))
 }
 
 #[cfg(test)]
@@ -344,6 +345,20 @@ mod tests {
         let (bounds, _) = find(Device { noise: 0.05, ..Device::with_limit(300_000.0) });
         let load = bounds[0].load().unwrap();
         assert!((285_000.0..=315_000.0).contains(&load), "{bounds:?}");
+    }
+
+    #[test]
+    fn however_the_limit_wavers_the_search_ends_with_bounds_around_it() {
+        for seed in 1..200 {
+            let mut device = Device { noise: 0.08, accidents: 0.05, ..Device::with_limit(200_000.0) };
+            device.random = 0x9e37_79b9_7f4a_7c15_u64.wrapping_mul(seed);
+            let goals = [NDR, PDR];
+            let found = search(&goals, RANGE, 2000, |load, duration| device.measure(load, duration)).unwrap();
+            for bound in found.0 {
+                let Bound::Found { load, upper, .. } = bound else { panic!("{seed}: {bound:?}") };
+                assert!(load < upper && (170_000.0..=225_000.0).contains(&load), "{seed}: {bound:?}");
+            }
+        }
     }
 
     #[test]
