@@ -395,12 +395,14 @@ const fn opening(stream: &Stream) -> Kind {
     }
 }
 
-/// A trial's outcome for a search. It is paced only if the station itself lost nothing.
+/// A trial's outcome for a search. It is paced only if the station itself lost nothing. Frames that came at once because the
+/// generator had been held up excuse a loss; where none was lost in spite of them, none would have been without them.
 fn trial(load: f64, duration: Duration, outcome: &Outcome) -> Trial {
     let Outcome { counts, back, reflected, pace, own_drops, .. } = outcome;
     let received = if *reflected { back.received } else { counts.received };
+    let paced = *own_drops == 0 && (pace.kept || pace.in_time && received >= counts.sent);
     let seconds = duration.as_secs_f64().max(outcome.elapsed as f64 / 1e9);
-    Trial { load, seconds, sent: counts.sent, received, paced: pace.kept && *own_drops == 0 }
+    Trial { load, seconds, sent: counts.sent, received, paced }
 }
 
 /// Runs a measurement in a thread of its own, pinned to the load's CPU where a gateway has the other one.

@@ -38,7 +38,9 @@ pub struct Pace {
     pub lateness: Option<Quantiles>,
     /// Frames that the kernel or the NIC did not take.
     pub refused: u64,
-    /// Whether all of that is good enough to say something about the device. Flat out it always is.
+    /// Whether all frames were sent in time, to within a hundredth. Flat out they always are.
+    pub in_time: bool,
+    /// Whether besides no more than 1,024 of them came at once because the generator had been held up.
     pub kept: bool,
 }
 
@@ -81,18 +83,25 @@ impl Schedule {
     pub fn pace(&self, sent: u64, refused: u64, elapsed: u64) -> Pace {
         let frames = (sent + refused) as f64;
         let seconds = elapsed.max(1) as f64 / 1e9;
-        let (intended, kept) = match self.rate {
-            Rate::FlatOut => (None, true),
+        let (intended, in_time, even) = match self.rate {
+            Rate::FlatOut => (None, true, true),
             Rate::Paced(rate) => {
                 // The last frame is due one interval before the end.
                 let planned = frames / rate;
                 let in_time = seconds <= planned * (1.0 + SHORT) + BURST / rate;
                 let backlog = self.lateness.max() as f64 / 1e9 * rate;
-                (Some(rate), in_time && backlog <= BURST && refused as f64 <= sent as f64 * SHORT)
+                (Some(rate), in_time && refused as f64 <= sent as f64 * SHORT, backlog <= BURST)
             }
         };
         let planned = intended.map_or(seconds, |rate| f64::max(seconds, frames / rate));
-        Pace { intended, achieved: sent as f64 / planned, lateness: self.lateness.quantiles(), refused, kept }
+        Pace {
+            intended,
+            achieved: sent as f64 / planned,
+            lateness: self.lateness.quantiles(),
+            refused,
+            in_time,
+            kept: in_time && even,
+        }
     }
 }
 
@@ -117,11 +126,12 @@ mod tests {
         let rate = Rate::Paced(1e6);
         let mut held_up = Schedule::new(rate, 1_000_000);
         held_up.leaves(10, 10_000 + 2_000_000);
-        assert!(!held_up.pace(1_000_000, 0, 1_000_000_000).kept);
+        let pace = held_up.pace(1_000_000, 0, 1_000_000_000);
+        assert!(pace.in_time && !pace.kept, "{pace:?}");
         let schedule = Schedule::new(rate, 1_000_000);
         assert!(schedule.pace(1_000_000, 0, 1_000_000_000).kept);
-        assert!(!schedule.pace(1_000_000, 0, 1_100_000_000).kept);
-        assert!(!schedule.pace(900_000, 100_000, 1_000_000_000).kept);
+        assert!(!schedule.pace(1_000_000, 0, 1_100_000_000).in_time);
+        assert!(!schedule.pace(900_000, 100_000, 1_000_000_000).in_time);
         // Interrupted in the middle.
         let half = schedule.pace(500_000, 0, 500_000_000);
         assert!(half.kept && half.achieved == 1e6, "{half:?}");
