@@ -1,6 +1,9 @@
 //! The role that moves packets: startup, workers, supervisor, neighbours, inspection.
 #![forbid(unsafe_code)]
 
+pub use postern_tables::Checked;
+pub use postern_tables::snapshot::Port;
+
 pub mod back_end;
 pub mod configuration;
 pub mod control_link;

@@ -13,7 +13,7 @@ use postern_frame_io::{DeviceError, features};
 use postern_steering::Ownership;
 use postern_tables::{Checked, Snapshot};
 use postern_wire::{MacAddress, PortIndex};
-use tracing::warn;
+use tracing::{info, warn};
 
 use crate::back_end::{BackEnd, BackEndError, Opening};
 use crate::link::PortDevice;
@@ -128,11 +128,13 @@ impl Ports {
             if !port.shared {
                 warn_of_host(&interface);
             }
-            let back_end = BackEnd::choose(port.io).map_err(|source| PortError::BackEnd {
+            let choice = BackEnd::choose(port.io, &port.interface).map_err(|source| PortError::BackEnd {
                 file: checked.file.clone(),
                 interface: port.interface.clone(),
                 source,
             })?;
+            let back_end = choice.back_end;
+            info!(interface = port.interface, io = %back_end, "{}", choice.reason);
             let index = PortIndex(at as u16);
             let room = checked.limits.endpoints.saturating_mul(2).saturating_add(MORE_ADDRESSES);
             let steering = match SteeredPort::load(index, port.shared, ownership, snapshot, room) {

@@ -4,7 +4,9 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::{Args, Subcommand};
-use postern_dataplane::{configuration, startup};
+use postern_dataplane::back_end::BackEnd;
+use postern_dataplane::ports::PortError;
+use postern_dataplane::{Checked, Port, configuration, startup};
 use tracing::error;
 use tracing_subscriber::EnvFilter;
 
@@ -82,14 +84,35 @@ fn check(file: &Path) -> ExitCode {
             for warning in &checked.warnings {
                 eprintln!("warning: {warning}");
             }
-            println!("{} is right", file.display());
-            ExitCode::SUCCESS
+            match back_ends(&checked) {
+                Ok(lines) => {
+                    println!("{} is right\n{lines}", file.display());
+                    ExitCode::SUCCESS
+                }
+                Err(error) => {
+                    eprintln!("{error}");
+                    ExitCode::from(REFUSED)
+                }
+            }
         }
         Err(error) => {
             eprintln!("{error}");
             ExitCode::from(REFUSED)
         }
     }
+}
+
+/// Which back end each port would have on this machine, and why, one a line.
+fn back_ends(checked: &Checked) -> Result<String, PortError> {
+    let line = |port: &Port| {
+        let choice = BackEnd::choose(port.io, &port.interface).map_err(|source| PortError::BackEnd {
+            file: checked.file.clone(),
+            interface: port.interface.clone(),
+            source,
+        })?;
+        Ok(format!("port {}: {}: {}", port.interface, choice.back_end, choice.reason))
+    };
+    Ok(checked.ports.iter().map(line).collect::<Result<Vec<_>, PortError>>()?.join("\n"))
 }
 
 fn restore(file: Option<&Path>) -> ExitCode {

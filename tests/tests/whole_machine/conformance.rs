@@ -8,7 +8,7 @@ use nix::sys::signal::Signal;
 use postern_frame_io::af_packet::SEND_BUFFER;
 use postern_frame_io::interface::Interface;
 use postern_frame_io::io_uring::RingTransmitter;
-use postern_lab::network::CLIENT;
+use postern_lab::network::{self, CLIENT};
 use postern_lab::topology::Builder;
 use postern_lab::{Offloads, Topology};
 use postern_tables::declaration::Mode;
@@ -129,6 +129,16 @@ each_back_end! {
     af_packet: "af_packet", sqpoll false, super_frames true;
     io_uring: "io_uring", sqpoll false, super_frames true;
     io_uring_sqpoll: "io_uring", sqpoll true, super_frames true;
+}
+
+#[test]
+fn auto_chooses_says_why_and_forwards() {
+    let Some(bed) = Bed::start(Topology::builder().io("auto")) else { return };
+    bed.ask(0, |client| drop(client.ask_tcp(network::page(), 0).unwrap()));
+    let report = bed.expect_counters(REPEATED);
+    assert!(report.ports.iter().all(|port| port.io == "af_packet"), "{:?}", report.ports);
+    let log = bed.gateway().log();
+    assert_eq!(log.matches("receives for less CPU time than io_uring").count(), report.ports.len(), "{log}");
 }
 
 fn start(back_end: BackEnd, builder: Builder) -> Option<Bed> {
