@@ -74,7 +74,8 @@ fn patient<E>(
         let trial = measure(load, duration)?;
         trials.push(trial);
         tries += 1;
-        if trial.paced || tries == PATIENCE {
+        // What cannot keep half of its pace will not keep the whole at the next try.
+        if trial.paced || tries == PATIENCE || trial.offered() < load / 2.0 {
             return Ok(trial);
         }
     }

@@ -10,6 +10,9 @@ const BURST: f64 = 1024.0;
 /// How much less than asked for may be sent.
 const SHORT: f64 = 0.01;
 
+/// How many nanoseconds a generator may be late at the end in any case until it gives up.
+const GRACE: u64 = 100_000_000;
+
 /// How fast frames are sent.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Rate {
@@ -68,6 +71,12 @@ impl Schedule {
             Rate::FlatOut => 0,
             Rate::Paced(rate) => (frame as f64 * 1e9 / rate) as u64,
         }
+    }
+
+    /// Whether the last frame was due so long ago that it is no use to send the rest: what the generator can send is known.
+    #[must_use]
+    pub fn is_hopeless(&self, elapsed: u64) -> bool {
+        self.rate != Rate::FlatOut && elapsed > self.at(self.frames) * 5 / 4 + GRACE
     }
 
     /// Notes that a burst that begins with `frame` leaves `elapsed` nanoseconds after the start.
@@ -132,6 +141,8 @@ mod tests {
         assert!(schedule.pace(1_000_000, 0, 1_000_000_000).kept);
         assert!(!schedule.pace(1_000_000, 0, 1_100_000_000).in_time);
         assert!(!schedule.pace(900_000, 100_000, 1_000_000_000).in_time);
+        assert!(!schedule.is_hopeless(1_340_000_000) && schedule.is_hopeless(1_360_000_000));
+        assert!(!Schedule::new(Rate::FlatOut, 10).is_hopeless(u64::MAX));
         // Interrupted in the middle.
         let half = schedule.pace(500_000, 0, 500_000_000);
         assert!(half.kept && half.achieved == 1e6, "{half:?}");

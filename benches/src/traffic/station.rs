@@ -250,7 +250,7 @@ impl Station {
             }
             if now.saturating_sub(asked) > 1_000_000 && handed < planned {
                 asked = now;
-                if interrupt() {
+                if interrupt() || schedule.is_hopeless(now - start) {
                     planned = handed;
                 }
             }
@@ -693,6 +693,19 @@ mod tests {
         }
         let outcome = station.run(&tcp, &Plan::each(Kind::Reset, 64, 5_000.0), || false).unwrap();
         assert_eq!((outcome.answered, outcome.controls, outcome.counts.corrupted), (0, 64, 0));
+    }
+
+    #[test]
+    fn a_rate_that_nobody_can_send_is_given_up_and_what_was_sent_is_counted() {
+        let namespace = Namespace::anonymous("wire").unwrap();
+        let Some(mut station) = wire(&namespace) else { return };
+        let udp = stream(&station, Transport::Udp, 4, Sizes::Fixed(64));
+        let since = Instant::now();
+        let plan = Plan::data(1e9, Duration::from_millis(200));
+        let outcome = station.run(&udp, &plan, || false).unwrap();
+        assert!(since.elapsed() < Duration::from_secs(60) && !outcome.pace.in_time, "{outcome:?}");
+        assert!(outcome.counts.sent < plan.frames && outcome.counts.sent > 0, "{outcome:?}");
+        assert_eq!(outcome.counts.received + outcome.counts.lost, outcome.counts.sent);
     }
 
     /// Forwards frames with stamps from one interface to another: of each ten it drops the fourth, repeats the sixth, changes
