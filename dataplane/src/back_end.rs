@@ -107,8 +107,8 @@ impl fmt::Display for BackEnd {
     }
 }
 
-/// Both back ends carry the same frames on every interface, and io_uring takes more CPU time for each (decision 0024), so that
-/// the interface decides nothing yet; what it offers is said all the same, because it decides how fast the port can be.
+/// Both back ends carry the same frames on every interface, and io_uring takes more CPU time for small ones (decision 0024), so
+/// that the interface decides nothing yet; what it offers is said all the same, because it decides how fast the port can be.
 fn auto(interface: &str) -> Choice {
     let offers = match Features::read(interface) {
         Err(error) => error.to_string(),
@@ -117,7 +117,9 @@ fn auto(interface: &str) -> Choice {
             format!("{}, {}; the interface {segments} TCP super-frames", driver(interface), queues(interface))
         }
     };
-    let reason = format!("the ring of a packet socket receives for less CPU time than io_uring ({offers})");
+    let reason = format!(
+        "small frames take less CPU time by the ring of a packet socket than by io_uring, super-frames the same ({offers})"
+    );
     Choice { back_end: BackEnd::AfPacket, reason }
 }
 

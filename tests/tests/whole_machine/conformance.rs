@@ -138,7 +138,7 @@ fn auto_chooses_says_why_and_forwards() {
     let report = bed.expect_counters(REPEATED);
     assert!(report.ports.iter().all(|port| port.io == "af_packet"), "{:?}", report.ports);
     let log = bed.gateway().log();
-    assert_eq!(log.matches("receives for less CPU time than io_uring").count(), report.ports.len(), "{log}");
+    assert_eq!(log.matches("take less CPU time by the ring of a packet socket").count(), report.ports.len(), "{log}");
 }
 
 fn start(back_end: BackEnd, builder: Builder) -> Option<Bed> {
