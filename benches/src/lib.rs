@@ -7,5 +7,6 @@ pub mod methods;
 pub mod nat;
 pub mod packet;
 pub mod path;
+pub mod report;
 pub mod search;
 pub mod traffic;
