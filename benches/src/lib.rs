@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 pub mod bed;
+pub mod compare;
 pub mod control;
 pub mod methods;
 pub mod nat;

@@ -3,13 +3,14 @@
 
 use std::fmt::Write as _;
 use std::sync::mpsc::{Receiver, Sender, channel};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use postern_frame_io::pin::{PinError, allowed_cpus, pin_to_cpu};
 use serde::Serialize;
 
 use crate::bed::{self, ALL_TARGETS, Bed, BedError, Ends, FRAME, FRAMES, Protocol, Template};
 use crate::nat::processor::Machine;
+use crate::report::{self, Axis, Plot, Point, Section, Series};
 
 /// Room for flows where every packet is the first of one.
 const FIRST_CAPACITY: u32 = 1 << 17;
@@ -312,6 +313,38 @@ fn median(mut values: Vec<f64>) -> f64 {
 }
 
 impl PathReport {
+    /// As a document of a run that began at `since`: the rate by flows, and by workers.
+    #[must_use]
+    pub fn to_document(&self, since: SystemTime, quick: bool) -> report::Report {
+        let mut document = report::Report::new("postern bench path", since, quick);
+        document.notes.clone_from(&self.notes);
+        let mut section = Section::new(
+            "The packet path in memory",
+            "Packets that the code alone could forward, without kernel and devices, by packet mix.",
+        );
+        let mut mixes: Vec<Mix> = self.rates.iter().map(|rate| rate.mix).collect();
+        mixes.dedup();
+        let plot = |title: &str, x: Axis, of: &dyn Fn(&Rate) -> Option<f64>| {
+            let series = mixes.iter().map(|mix| {
+                let rates = self.rates.iter().filter(|rate| rate.mix == *mix);
+                let points = rates.filter_map(|rate| Some(Point::at(of(rate)?, rate.million_packets_per_second * 1e6)));
+                Series { name: mix.name().to_owned(), points: points.collect() }
+            });
+            Plot { title: title.to_owned(), x, y: Axis::new("rate", "packets/s"), series: series.collect() }
+        };
+        let fewest = |mix| self.rates.iter().filter(|rate| rate.mix == mix).map(|rate| rate.flows).min();
+        section.plots = vec![
+            plot("Rate by flows, one worker", Axis::new("flows", "").logarithmic(), &|rate| {
+                (rate.workers == 1).then(|| rate.flows.into())
+            }),
+            plot("Rate by workers", Axis::new("workers", ""), &|rate| {
+                (Some(rate.flows) == fewest(rate.mix)).then_some(rate.workers as f64)
+            }),
+        ];
+        document.sections.push(section);
+        document
+    }
+
     /// As a JSON document.
     #[must_use]
     pub fn to_json(&self) -> String {

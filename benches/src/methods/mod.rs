@@ -5,6 +5,7 @@
 //! two interfaces of this host.
 
 pub mod connections;
+mod document;
 pub mod latency;
 pub mod ndr;
 pub mod reconf;

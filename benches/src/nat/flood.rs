@@ -3,7 +3,7 @@
 //! drops them early at the server.
 
 use std::io::IoSlice;
-use std::net::{SocketAddrV4, UdpSocket};
+use std::net::{Ipv4Addr, SocketAddrV4, UdpSocket};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -17,7 +17,7 @@ use nix::sys::socket::{
 use postern_lab::Offload;
 use postern_wire::MacAddress;
 
-use super::live_frames::LiveFrames;
+use super::live_frames::{LiveFrames, PORTS};
 use super::nftables;
 use super::processor::{LOAD_CPU, busy_seconds, pin};
 use super::topology::{CLIENT, CLIENT_INTERFACE, GATEWAY_CLIENT_INTERFACE, PORT, SERVER_INTERFACE, Topology};
@@ -25,9 +25,11 @@ use super::{Measured, Metric, NatError, StopOnDrop};
 use crate::packet::{Carried, frame};
 
 /// Flows that the generator uses in turn.
-pub const FLOWS: u16 = 64;
+pub const FLOWS: u32 = 64;
 /// First source port.
 const FIRST_PORT: u16 = 20_000;
+/// Of more flows than one address has ports in use, the first source address.
+const FIRST_SOURCE: Ipv4Addr = Ipv4Addr::new(10, 128, 0, 0);
 /// Bytes of a frame without frame check sequence.
 const FRAME: usize = 60;
 
@@ -36,10 +38,24 @@ const FRAME: usize = 60;
 /// # Errors
 /// When the generator or the sink cannot be set up, or nothing arrives.
 pub fn measure(topology: &Topology, warm_up: Duration, window: Duration) -> Result<Measured, NatError> {
+    measure_flows(topology, FLOWS, warm_up, window)
+}
+
+/// The same with `flows` flows, a power of two. More than [`PORTS`] have source addresses from 10.128.0.0 on, which the gateway
+/// must reach through the client, and need frames that are made inside the kernel.
+///
+/// # Errors
+/// As [`measure`].
+pub fn measure_flows(
+    topology: &Topology,
+    flows: u32,
+    warm_up: Duration,
+    window: Duration,
+) -> Result<Measured, NatError> {
     // Makes every neighbour known, and proves the path before frames are thrown at it.
     topology.exchange_one_datagram()?;
     let sink = Sink::open(topology)?;
-    let generator = Generator::open(topology)?;
+    let generator = Generator::open(topology, flows)?;
     let (stop, sent) = (AtomicBool::new(false), AtomicU64::new(0));
     std::thread::scope(|scope| {
         let _stop = StopOnDrop(&stop);
@@ -84,14 +100,18 @@ enum Source {
 /// # Errors
 /// When the namespace cannot be entered.
 pub fn live_frames_refused(topology: &Topology) -> Result<Option<String>, NatError> {
-    Ok(Generator::live(topology).err().map(|error| error.to_string()))
+    Ok(Generator::live(topology, FLOWS).err().map(|error| error.to_string()))
 }
 
 impl<'t> Generator<'t> {
-    fn open(topology: &'t Topology) -> Result<Self, NatError> {
-        let Ok(live) = Self::live(topology) else {
-            let (socket, frames) = topology.at_client(|| Self::socket(topology))??;
-            return Ok(Self { source: Source::Socket(socket, frames), receiver: None });
+    fn open(topology: &'t Topology, flows: u32) -> Result<Self, NatError> {
+        let live = match Self::live(topology, flows) {
+            Ok(live) => live,
+            Err(error) if flows > FLOWS => return Err(error),
+            Err(_) => {
+                let (socket, frames) = topology.at_client(|| Self::socket(topology))??;
+                return Ok(Self { source: Source::Socket(socket, frames), receiver: None });
+            }
         };
         let receiver = topology.gateway().interface(GATEWAY_CLIENT_INTERFACE);
         let before = receiver.offload(Offload::GenericReceive)?;
@@ -99,10 +119,11 @@ impl<'t> Generator<'t> {
         Ok(Self { source: Source::Live(live), receiver: Some((topology, before)) })
     }
 
-    fn live(topology: &Topology) -> Result<LiveFrames, NatError> {
+    fn live(topology: &Topology, flows: u32) -> Result<LiveFrames, NatError> {
         topology.at_client(|| {
             let (_, macs) = client_interface(topology)?;
-            LiveFrames::new(CLIENT_INTERFACE, &flow_frame(macs, 0), FLOWS)
+            let frame = if flows > PORTS { first_of_many(macs, flows) } else { flow_frame(macs, 0) };
+            LiveFrames::new(CLIENT_INTERFACE, &frame, flows)
         })?
     }
 
@@ -116,7 +137,7 @@ impl<'t> Generator<'t> {
         bind(fd.as_raw_fd(), &interface).map_err(kernel(open))?;
         // Deep enough that the generator never waits for the gateway: the load must be an overload.
         setsockopt(&fd, sockopt::SndBufForce, &(64 << 20)).map_err(kernel("enlarge the generator's send buffer"))?;
-        Ok((fd, (0..FLOWS).map(|flow| flow_frame(macs, flow)).collect()))
+        Ok((fd, (0..FLOWS as u16).map(|flow| flow_frame(macs, flow)).collect()))
     }
 
     /// Frames sent so far.
@@ -164,6 +185,18 @@ fn client_interface(topology: &Topology) -> Result<(LinkAddr, (MacAddress, MacAd
 
 fn flow_frame(macs: (MacAddress, MacAddress), flow: u16) -> Vec<u8> {
     frame(macs, SocketAddrV4::new(CLIENT, FIRST_PORT + flow), Topology::endpoint(), Carried::Udp, FRAME)
+}
+
+/// The first frame of many flows: its checksums are larger than what the program in the kernel takes off them.
+fn first_of_many(macs: (MacAddress, MacAddress), flows: u32) -> Vec<u8> {
+    let least = |at: usize, taken: u32| {
+        move |frame: &Vec<u8>| u32::from(u16::from_be_bytes([frame[at], frame[at + 1]])) > taken
+    };
+    let (udp, ip) = (least(40, PORTS + flows / PORTS), least(24, flows / PORTS));
+    let from = |port| frame(macs, SocketAddrV4::new(FIRST_SOURCE, port), Topology::endpoint(), Carried::Udp, FRAME);
+    let mut ports = FIRST_PORT..=u16::MAX - PORTS as u16;
+    // Of so many ports some leave the checksum large enough; the header's checksum does not depend on them.
+    ports.find_map(|port| Some(from(port)).filter(&udp).filter(&ip)).unwrap_or_else(|| from(FIRST_PORT))
 }
 
 fn send(socket: &OwnedFd, frames: &[Vec<u8>], sent: &AtomicU64, stop: &AtomicBool) -> Result<(), NatError> {
@@ -250,8 +283,21 @@ mod tests {
             assert_eq!(frame.len(), FRAME);
             u16::from_be_bytes([frame[40], frame[41]])
         };
-        for flow in 0..FLOWS {
+        for flow in 0..FLOWS as u16 {
             assert_eq!(checksum(flow), checksum(0).checked_sub(flow).unwrap());
+        }
+    }
+
+    #[test]
+    fn of_many_flows_no_checksum_wraps_and_each_is_right() {
+        let macs = (MacAddress([2; 6]), MacAddress([4; 6]));
+        let first = first_of_many(macs, 1 << 20);
+        let half = |frame: &[u8], at: usize| u16::from_be_bytes([frame[at], frame[at + 1]]);
+        for (address, port) in [(0, 0), (1, 0), (63, 0), (0, 16_383), (63, 16_383)] {
+            let from = SocketAddrV4::new(Ipv4Addr::new(10, 128, 0, address), half(&first, 34) + port);
+            let right = frame(macs, from, Topology::endpoint(), Carried::Udp, FRAME);
+            assert_eq!(half(&right, 24), half(&first, 24).checked_sub(address.into()).unwrap());
+            assert_eq!(half(&right, 40), half(&first, 40).checked_sub(port + u16::from(address)).unwrap());
         }
     }
 }

@@ -1,7 +1,7 @@
 //! The contenders as gateways between client and server.
 
 use std::fs;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
@@ -21,6 +21,15 @@ pub enum Polling {
     Spin,
     /// Sleeps when nothing comes.
     Adaptive,
+}
+
+/// What tables have room for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Room {
+    /// A quarter of a million flows, as many as one SNAT address has ports.
+    Few,
+    /// Two million flows, SNAT addresses for them, and clients behind the client.
+    Many,
 }
 
 /// Postern between client and server, started for each turn.
@@ -73,9 +82,17 @@ impl PosternGateway {
     /// # Errors
     /// As [`PosternGateway::start`].
     pub fn start_with(&self, polling: Polling, io: &str) -> Result<RunningPostern, NatError> {
+        self.start_for(polling, io, Room::Few)
+    }
+
+    /// The same with room for more flows.
+    ///
+    /// # Errors
+    /// As [`PosternGateway::start`].
+    pub fn start_for(&self, polling: Polling, io: &str, room: Room) -> Result<RunningPostern, NatError> {
         let file = |name: &str| self.directory.0.join(name);
         let failed = |error| NatError::Io("write the gateway's configuration", error);
-        fs::write(file("gateway.toml"), configuration(polling, io, &self.directory.0)).map_err(failed)?;
+        fs::write(file("gateway.toml"), configuration(polling, io, room, &self.directory.0)).map_err(failed)?;
         let log = fs::File::create(file("log")).map_err(failed)?;
         let mut command: Command = Launcher::new(&self.binary).command(&self.binary);
         command.args(["dataplane", "--config"]).arg(file("gateway.toml"));
@@ -98,6 +115,12 @@ pub struct RunningPostern {
 }
 
 impl RunningPostern {
+    /// Its process ID.
+    #[must_use]
+    pub fn pid(&self) -> u32 {
+        self.process.pid()
+    }
+
     /// Whether it still runs.
     ///
     /// # Errors
@@ -120,7 +143,7 @@ impl Drop for RunningPostern {
 }
 
 /// One service with one target behind one endpoint, for TCP and UDP.
-fn configuration(polling: Polling, io: &str, directory: &Path) -> String {
+fn configuration(polling: Polling, io: &str, room: Room, directory: &Path) -> String {
     let cpu = GATEWAY_CPU.min(cores() - 1);
     let polling = match polling {
         Polling::Spin => "spin",
@@ -128,6 +151,21 @@ fn configuration(polling: Polling, io: &str, directory: &Path) -> String {
     };
     let run = directory.join("run");
     let run = run.display();
+    let (flows, addresses) = match room {
+        Room::Few => (1 << 18, vec![SNAT]),
+        Room::Many => (1 << 21, (101..=140).map(|host| Ipv4Addr::new(10, 71, 2, host)).collect()),
+    };
+    let listed = |suffix: &str| {
+        let texts: Vec<String> = addresses.iter().map(|address| format!("\"{address}{suffix}\"")).collect();
+        texts.join(", ")
+    };
+    let (snat, snat_prefixes) = (listed(""), listed("/32"));
+    let routes = match room {
+        Room::Few => String::new(),
+        Room::Many => {
+            format!("[[route]]\nattachment = \"consumer\"\ndestination = \"10.128.0.0/16\"\nvia = \"{CLIENT}\"\n")
+        }
+    };
     format!(
         r#"
 [gateway]
@@ -139,7 +177,7 @@ io = "{io}"
 count = 1
 cpus = [{cpu}]
 polling = "{polling}"
-flows = 262144
+flows = {flows}
 
 [[port]]
 interface = "{GATEWAY_CLIENT_INTERFACE}"
@@ -165,12 +203,13 @@ prefixes = ["{CLIENT}/32", "{ENDPOINT}/32"]
 name = "provider"
 vpc = "vpc-provider"
 port = "{GATEWAY_SERVER_INTERFACE}"
-prefixes = ["{TARGET}/32", "{SNAT}/32"]
+prefixes = ["{TARGET}/32", {snat_prefixes}]
 
+{routes}
 [[snat_pool]]
 name = "snat"
 vpc = "vpc-provider"
-addresses = ["{SNAT}"]
+addresses = [{snat}]
 
 [[target_group]]
 name = "servers"

@@ -17,8 +17,14 @@ const BATCH: u32 = 64;
 const CALL: u32 = 1 << 19;
 /// Offset of the UDP source port in a frame without VLAN tag and IP options, in bytes.
 const SOURCE_PORT: i16 = 34;
+/// Offset of the IPv4 header checksum.
+const HEADER_CHECKSUM: i16 = 24;
+/// Offset of the lower half of the source address.
+const SOURCE_ADDRESS: i16 = 28;
 /// Offset of the UDP checksum.
 const CHECKSUM: i16 = 40;
+/// Source ports that one source address uses, at most.
+pub const PORTS: u32 = 1 << 14;
 
 /// A generator of one frame with changing source ports.
 #[derive(Debug)]
@@ -31,12 +37,13 @@ pub struct LiveFrames {
 
 impl LiveFrames {
     /// Makes a generator that sends `frame`, UDP over IPv4, out of `interface` of the calling thread's namespace, with
-    /// `flows` source ports in turn, beginning with the one in `frame`. `flows` is a power of two up to 256, and frames are
-    /// 60 bytes or a multiple of 4 more.
+    /// `flows` source ports in turn, beginning with the one in `frame`; more than [`PORTS`] flows have further source addresses,
+    /// counted up from the one in `frame`. `flows` is a power of two up to 2²², and frames are 60 bytes or a multiple of 4 more.
+    /// The checksums of `frame` must be larger than what is added to port and address.
     ///
     /// # Errors
     /// [`NatError::Bpf`] where the kernel cannot or may not.
-    pub fn new(interface: &str, frame: &[u8], flows: u16) -> Result<Self, NatError> {
+    pub fn new(interface: &str, frame: &[u8], flows: u32) -> Result<Self, NatError> {
         let index = if_nametoindex(interface).map_err(|error| NatError::Kernel("find an interface", error))?;
         let counter = Map::create(MapKind::Array, "generator", 4, 8, 1)?;
         let (instructions, maps) = program(index, frame, flows);
@@ -65,7 +72,7 @@ impl LiveFrames {
 }
 
 /// Writes the whole frame, because pages come back with the changes that the gateway made, then sends it.
-fn program(interface: u32, frame: &[u8], flows: u16) -> (Vec<Instruction>, Vec<usize>) {
+fn program(interface: u32, frame: &[u8], flows: u32) -> (Vec<Instruction>, Vec<usize>) {
     let mut code = Assembler::default();
     let drop = code.label();
     // struct xdp_md: data, data_end.
@@ -86,7 +93,14 @@ fn program(interface: u32, frame: &[u8], flows: u16) -> (Vec<Instruction>, Vec<u
     code.copy(Register::R1, Register::R8);
     code.operate_constant(Operation::Add, Register::R1, 1);
     code.store(Width::Double, Register::R0, 0, Register::R1);
-    code.operate_constant(Operation::And, Register::R8, i32::from(flows) - 1);
+    code.operate_constant(Operation::And, Register::R8, flows as i32 - 1);
+    let many = flows > PORTS;
+    if many {
+        // Which address, and which of its ports.
+        code.copy(Register::R9, Register::R8);
+        code.operate_constant(Operation::ShiftRight, Register::R9, PORTS.trailing_zeros() as i32);
+        code.operate_constant(Operation::And, Register::R8, PORTS as i32 - 1);
+    }
     let (doubles, rest) = frame.as_chunks::<8>();
     let mut at = 0;
     for double in doubles {
@@ -107,8 +121,19 @@ fn program(interface: u32, frame: &[u8], flows: u16) -> (Vec<Instruction>, Vec<u
     // What the port has more the checksum has less (RFC 1624); it is large enough that nothing is carried.
     code.set(Register::R1, half(CHECKSUM));
     code.operate(Operation::Subtract, Register::R1, Register::R8);
+    if many {
+        code.operate(Operation::Subtract, Register::R1, Register::R9);
+    }
     code.big_endian(Register::R1, 16);
     code.store(Width::Half, Register::R7, CHECKSUM, Register::R1);
+    if many {
+        for (at, operation) in [(SOURCE_ADDRESS, Operation::Add), (HEADER_CHECKSUM, Operation::Subtract)] {
+            code.set(Register::R1, half(at));
+            code.operate(operation, Register::R1, Register::R9);
+            code.big_endian(Register::R1, 16);
+            code.store(Width::Half, Register::R7, at, Register::R1);
+        }
+    }
     code.set(Register::R1, interface as i32);
     code.set(Register::R2, 0);
     code.call(KernelFunction::Redirect);

@@ -236,7 +236,7 @@ impl Line {
     }
 
     /// Whether Postern is asked to poll without sleeping, where there is a CPU for it: for latency only.
-    const fn wants_spin(self) -> bool {
+    pub(crate) const fn wants_spin(self) -> bool {
         matches!(self, Self::RoundTripTcp | Self::RoundTripUdp)
     }
 }
@@ -270,7 +270,7 @@ pub enum Metric {
 }
 
 impl Metric {
-    const fn larger_is_better(self) -> bool {
+    pub(crate) const fn larger_is_better(self) -> bool {
         matches!(self, Self::GigabitsPerSecond | Self::PacketsPerSecond | Self::ConnectionsPerSecond)
     }
 
@@ -395,9 +395,19 @@ fn postern_turn(gateway: &PosternGateway, io: &str, line: Line, options: &Option
 }
 
 fn measure(topology: &Topology, line: Line, options: &Options) -> Result<Measured, NatError> {
-    let window = options.window;
-    let warm_up = (window / 4).min(Duration::from_millis(500));
     topology.exchange_one_datagram()?;
+    let connections = options.connections.div_ceil(options.rounds.max(1) as u64);
+    measure_line(topology, line, options.window, connections)
+}
+
+/// Measures one line through a gateway that forwards.
+pub(crate) fn measure_line(
+    topology: &Topology,
+    line: Line,
+    window: Duration,
+    connections: u64,
+) -> Result<Measured, NatError> {
+    let warm_up = (window / 4).min(Duration::from_millis(500));
     match line {
         Line::Tcp1 => bulk::measure(topology, 1, warm_up, window),
         Line::Tcp4 => bulk::measure(topology, 4, warm_up, window),
@@ -410,7 +420,7 @@ fn measure(topology: &Topology, line: Line, options: &Options) -> Result<Measure
         }
         Line::RoundTripTcp => round_trip::measure_tcp(topology, window),
         Line::RoundTripUdp => round_trip::measure_udp(topology, window),
-        Line::Connections => connections::measure(topology, options.connections.div_ceil(options.rounds.max(1) as u64)),
+        Line::Connections => connections::measure(topology, connections),
     }
 }
 

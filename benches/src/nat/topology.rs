@@ -1,5 +1,6 @@
 //! Client — gateway — server: three namespaces and two veth pairs, the same for every contender.
 
+use std::io::{Read, Write};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4, TcpListener, TcpStream, UdpSocket};
 use std::time::{Duration, Instant};
 
@@ -92,6 +93,12 @@ impl Topology {
     #[must_use]
     pub const fn endpoint() -> SocketAddrV4 {
         SocketAddrV4::new(ENDPOINT, PORT)
+    }
+
+    /// The client's namespace.
+    #[must_use]
+    pub const fn client(&self) -> &Namespace {
+        &self.client
     }
 
     /// The gateway's namespace.
@@ -206,6 +213,35 @@ impl Topology {
             if client.recv(&mut buffer).is_ok() {
                 return Ok(());
             }
+        }
+        Err(NatError::NoPath)
+    }
+
+    /// Sends a byte over TCP from the client until the server answers it, for at most five seconds: the path is up, also where
+    /// a proxy accepts connections before it has one to the server.
+    ///
+    /// # Errors
+    /// When no answer comes.
+    pub fn exchange_over_tcp(&self) -> Result<(), NatError> {
+        let listener = self.listen_tcp()?;
+        let once = || -> std::io::Result<()> {
+            let mut client = self.connect_tcp().map_err(std::io::Error::other)?;
+            let (mut server, _) = listener.accept()?;
+            for stream in [&client, &server] {
+                stream.set_read_timeout(Some(Duration::from_millis(500)))?;
+            }
+            let mut byte = [1];
+            client.write_all(&byte)?;
+            server.read_exact(&mut byte)?;
+            server.write_all(&byte)?;
+            client.read_exact(&mut byte)
+        };
+        let deadline = Instant::now() + Duration::from_secs(5);
+        while Instant::now() < deadline {
+            if once().is_ok() {
+                return Ok(());
+            }
+            std::thread::sleep(Duration::from_millis(20));
         }
         Err(NatError::NoPath)
     }

@@ -81,7 +81,6 @@ impl Figure {
     }
 }
 
-#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
 const fn is_false(value: &bool) -> bool {
     !*value
 }
@@ -95,7 +94,7 @@ mod tests {
         let figure = Figure::of_values([3.0, 9.0, 1.0]).unwrap();
         assert_eq!((figure.median, figure.smallest, figure.largest), (3.0, 1.0, 9.0));
         assert_eq!(Figure::of_values([4.0, 1.0, 2.0, 100.0]).unwrap().median, 3.0);
-        assert_eq!(Figure::of_values([7.0]).unwrap().is_spread(), false);
+        assert!(!Figure::of_values([7.0]).unwrap().is_spread());
     }
 
     #[test]

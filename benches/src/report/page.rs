@@ -20,7 +20,7 @@ dt{color:var(--dim)}dd{margin:0;min-width:0;overflow-wrap:anywhere}code{font:13p
 ul{margin:8px 0;padding-left:20px}li{margin:2px 0;max-width:90ch}.quick{color:var(--mark);font-weight:600}\
 .scroll{overflow-x:auto;margin:12px 0}table{border-collapse:collapse;width:100%;font-variant-numeric:tabular-nums}\
 th,td{text-align:right;padding:7px 10px;border-bottom:1px solid var(--rule);vertical-align:top}th:first-child,td:first-child{text-align:left;padding-left:0}\
-thead th{color:var(--dim);font-weight:500;font-size:13px;vertical-align:bottom}tbody th{font-weight:500}tr.own th,tr.own td b{color:var(--own)}\
+thead th{color:var(--dim);font-weight:500;font-size:13px;vertical-align:bottom}tbody th{font-weight:500}td,tbody th{white-space:nowrap}th small{white-space:normal}tr.own th,tr.own td b{color:var(--own)}\
 td b{font-weight:600}td small,th small{display:block;color:var(--dim);font-size:12px;font-weight:400}td .mark{color:var(--mark)}\
 svg{display:block;width:100%;max-width:860px;height:auto;margin:10px 0 6px;font:12px system-ui,-apple-system,\"Segoe UI\",Roboto,\"DejaVu Sans\",sans-serif}\
 svg text{fill:var(--ink)}svg .mark,svg .axis{fill:var(--dim)}svg .mark{font-size:11px}svg .label.own,svg .value{font-weight:600}svg .grid{stroke:var(--rule)}\
@@ -137,7 +137,8 @@ fn write_plot(html: &mut String, plot: &Plot) {
 fn write_table(html: &mut String, table: &Table) {
     let _ = write!(html, "<div class=\"scroll\"><table><thead><tr><th>{}</th>", escape(&table.of));
     for column in &table.columns {
-        let unit = if column.unit.is_empty() { String::new() } else { format!("<small>{}</small>", escape(&column.unit)) };
+        let unit =
+            if column.unit.is_empty() { String::new() } else { format!("<small>{}</small>", escape(&column.unit)) };
         let _ = write!(html, "<th>{}{unit}</th>", escape(&column.name));
     }
     *html += "</tr></thead><tbody>";

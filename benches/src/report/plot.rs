@@ -29,7 +29,12 @@ pub(super) fn bars(table: &Table) -> String {
     for value in &marks {
         let at = x(*value);
         let _ = write!(svg, "<line class=\"grid\" x1=\"{at:.1}\" x2=\"{at:.1}\" y1=\"{TOP}\" y2=\"{bottom}\"/>");
-        let _ = write!(svg, "<text class=\"mark\" x=\"{at:.1}\" y=\"{:.1}\" text-anchor=\"middle\">{}</text>", bottom + 15.0, mark(*value));
+        let _ = write!(
+            svg,
+            "<text class=\"mark\" x=\"{at:.1}\" y=\"{:.1}\" text-anchor=\"middle\">{}</text>",
+            bottom + 15.0,
+            mark(*value)
+        );
     }
     let better = match column.larger_is_better {
         Some(true) => " → better",
@@ -38,7 +43,11 @@ pub(super) fn bars(table: &Table) -> String {
     };
     let title = escape(&format!("{}{better}", column.heading()));
     let middle = f64::midpoint(left, WIDTH - right);
-    let _ = write!(svg, "<text class=\"axis\" x=\"{middle:.1}\" y=\"{:.1}\" text-anchor=\"middle\">{title}</text>", bottom + 33.0);
+    let _ = write!(
+        svg,
+        "<text class=\"axis\" x=\"{middle:.1}\" y=\"{:.1}\" text-anchor=\"middle\">{title}</text>",
+        bottom + 33.0
+    );
     for (at, row) in table.rows.iter().enumerate() {
         let y = TOP + ROW * (at as f64 + 0.5);
         bar(&mut svg, row, y, BAR, left, &x);
@@ -75,12 +84,14 @@ fn bar(svg: &mut String, row: &Row, y: f64, thick: f64, left: f64, x: &impl Fn(f
         );
         for sample in &figure.samples {
             let hollow = if sample.disturbed { " hollow" } else { "" };
-            let _ = write!(svg, "<circle class=\"sample{hollow}\" cx=\"{:.1}\" cy=\"{y:.1}\" r=\"2.6\"/>", x(sample.value));
+            let _ =
+                write!(svg, "<circle class=\"sample{hollow}\" cx=\"{:.1}\" cy=\"{y:.1}\" r=\"2.6\"/>", x(sample.value));
         }
     }
     let bound = if figure.at_least() { "≥ " } else { "" };
     let beside = x(figure.largest) + 8.0;
-    let _ = write!(svg, "<text class=\"value\" x=\"{beside:.1}\" y=\"{base:.1}\">{bound}{}</text>", short(figure.median));
+    let _ =
+        write!(svg, "<text class=\"value\" x=\"{beside:.1}\" y=\"{base:.1}\">{bound}{}</text>", short(figure.median));
 }
 
 /// Series over two axes, with a legend above.
@@ -100,17 +111,39 @@ pub(super) fn lines(plot: &Plot) -> String {
     for value in &x.marks {
         let at = x.at(*value);
         let _ = write!(svg, "<line class=\"grid\" x1=\"{at:.1}\" x2=\"{at:.1}\" y1=\"{top:.1}\" y2=\"{bottom:.1}\"/>");
-        let _ = write!(svg, "<text class=\"mark\" x=\"{at:.1}\" y=\"{:.1}\" text-anchor=\"middle\">{}</text>", bottom + 16.0, mark(*value));
+        let _ = write!(
+            svg,
+            "<text class=\"mark\" x=\"{at:.1}\" y=\"{:.1}\" text-anchor=\"middle\">{}</text>",
+            bottom + 16.0,
+            mark(*value)
+        );
     }
     for value in &y.marks {
         let at = y.at(*value);
-        let _ = write!(svg, "<line class=\"grid\" x1=\"{LEFT}\" x2=\"{:.1}\" y1=\"{at:.1}\" y2=\"{at:.1}\"/>", WIDTH - RIGHT);
-        let _ = write!(svg, "<text class=\"mark\" x=\"{:.1}\" y=\"{:.1}\" text-anchor=\"end\">{}</text>", LEFT - 7.0, at + 4.0, mark(*value));
+        let _ = write!(
+            svg,
+            "<line class=\"grid\" x1=\"{LEFT}\" x2=\"{:.1}\" y1=\"{at:.1}\" y2=\"{at:.1}\"/>",
+            WIDTH - RIGHT
+        );
+        let _ = write!(
+            svg,
+            "<text class=\"mark\" x=\"{:.1}\" y=\"{:.1}\" text-anchor=\"end\">{}</text>",
+            LEFT - 7.0,
+            at + 4.0,
+            mark(*value)
+        );
     }
     let (middle, title) = (f64::midpoint(LEFT, WIDTH - RIGHT), named(&plot.x));
-    let _ = write!(svg, "<text class=\"axis\" x=\"{middle:.1}\" y=\"{:.1}\" text-anchor=\"middle\">{title}</text>", bottom + 36.0);
+    let _ = write!(
+        svg,
+        "<text class=\"axis\" x=\"{middle:.1}\" y=\"{:.1}\" text-anchor=\"middle\">{title}</text>",
+        bottom + 36.0
+    );
     let (middle, title) = (f64::midpoint(top, bottom), named(&plot.y));
-    let _ = write!(svg, "<text class=\"axis\" transform=\"translate(16 {middle:.1}) rotate(-90)\" text-anchor=\"middle\">{title}</text>");
+    let _ = write!(
+        svg,
+        "<text class=\"axis\" transform=\"translate(16 {middle:.1}) rotate(-90)\" text-anchor=\"middle\">{title}</text>"
+    );
     for (number, series) in plot.series.iter().enumerate() {
         let class = number % SERIES;
         let drawn: Vec<&Point> = series.points.iter().filter(|point| is_drawn(point)).collect();
@@ -124,7 +157,11 @@ pub(super) fn lines(plot: &Plot) -> String {
             let at = x.at(point.x);
             if let Some([low, high]) = point.spread {
                 let (low, high) = (y.at(low), y.at(high));
-                let _ = write!(svg, "<path class=\"spread s{class}\" d=\"M{at:.1} {low:.1}V{high:.1}M{0:.1} {low:.1}h8M{0:.1} {high:.1}h8\"/>", at - 4.0);
+                let _ = write!(
+                    svg,
+                    "<path class=\"spread s{class}\" d=\"M{at:.1} {low:.1}V{high:.1}M{0:.1} {low:.1}h8M{0:.1} {high:.1}h8\"/>",
+                    at - 4.0
+                );
             }
             shape(&mut svg, class, at, y.at(point.y));
         }
@@ -161,7 +198,9 @@ impl Scale {
 }
 
 fn is_drawn(point: &Point) -> bool {
-    point.x.is_finite() && point.y.is_finite() && point.spread.is_none_or(|spread| spread.iter().all(|end| end.is_finite()))
+    point.x.is_finite()
+        && point.y.is_finite()
+        && point.spread.is_none_or(|spread| spread.iter().all(|end| end.is_finite()))
 }
 
 fn opened(height: f64, title: &str) -> String {
@@ -184,7 +223,13 @@ fn legend(plot: &Plot) -> (String, f64) {
         let class = number % SERIES;
         let _ = write!(svg, "<path class=\"line s{class}\" d=\"M{x:.1} {y:.1}h18\"/>");
         shape(&mut svg, class, x + 9.0, y);
-        let _ = write!(svg, "<text class=\"label\" x=\"{:.1}\" y=\"{:.1}\">{}</text>", x + 24.0, y + 4.0, escape(&series.name));
+        let _ = write!(
+            svg,
+            "<text class=\"label\" x=\"{:.1}\" y=\"{:.1}\">{}</text>",
+            x + 24.0,
+            y + 4.0,
+            escape(&series.name)
+        );
         x += width;
     }
     (svg, y)

@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use comfy_table::presets::UTF8_HORIZONTAL_ONLY;
+use comfy_table::presets::UTF8_BORDERS_ONLY;
 use comfy_table::{Cell, CellAlignment};
 
 use super::number::short;
@@ -11,7 +11,8 @@ use super::{Figure, Plot, Report, Section, Table};
 /// The whole report.
 pub(super) fn text(report: &Report) -> String {
     let mut text = format!("{}\n{}\n", report.title, report.machine.summary());
-    let versions: Vec<String> = report.machine.versions.iter().map(|(name, version)| format!("{name} {version}")).collect();
+    let versions: Vec<String> =
+        report.machine.versions.iter().map(|(name, version)| format!("{name} {version}")).collect();
     // Writing to a string does not fail.
     let _ = writeln!(text, "{}; {}, {:.0} s", versions.join(", "), report.run.started, report.run.seconds);
     if report.run.quick {
@@ -44,8 +45,11 @@ fn write_section(text: &mut String, section: &Section) {
 
 fn drawn(table: &Table) -> comfy_table::Table {
     let mut drawn = comfy_table::Table::new();
-    drawn.load_style(UTF8_HORIZONTAL_ONLY);
-    let headings = table.columns.iter().map(|column| Cell::new(column.heading()).set_alignment(CellAlignment::Right));
+    drawn.load_style(UTF8_BORDERS_ONLY);
+    let headings = table
+        .columns
+        .iter()
+        .map(|column| Cell::new(format!("{}\n{}", column.name, column.unit)).set_alignment(CellAlignment::Right));
     drawn.set_header([Cell::new(&table.of)].into_iter().chain(headings));
     for row in &table.rows {
         let name = match &row.remark {

@@ -16,7 +16,7 @@ use crate::nat::topology::CLIENT_INTERFACE;
 use crate::packet::{Carried, frame};
 
 /// Flows, by their source ports.
-const FLOWS: u16 = 64;
+const FLOWS: u32 = 64;
 /// The source ports are from here on.
 const FIRST_PORT: u16 = 20_000;
 /// The largest frame: a page has room for no larger one.
@@ -87,9 +87,9 @@ fn template(ends: &Ends, length: usize) -> Result<Vec<u8>, TrafficError> {
     };
     let (own, device) = ends.macs;
     let frames = (FIRST_PORT..)
-        .step_by(usize::from(FLOWS))
+        .step_by(FLOWS as usize)
         .map(|port| frame((device, own), SocketAddrV4::new(client, port), ends.destination, Carried::Udp, length));
-    let has_room = |bytes: &Vec<u8>| u16::from_be_bytes([bytes[40], bytes[41]]) > FLOWS;
+    let has_room = |bytes: &Vec<u8>| u32::from(u16::from_be_bytes([bytes[40], bytes[41]])) > FLOWS;
     frames.into_iter().find(has_room).ok_or(TrafficError::NoPath(0))
 }
 
@@ -108,7 +108,7 @@ mod tests {
             let macs = (MacAddress([2; 6]), MacAddress([4; 6]));
             let ends = Ends { macs, clients: "10.128.0.0".parse().unwrap(), hosts: 1, destination };
             let bytes = template(&ends, 60).unwrap();
-            assert!(bytes.len() == 60 && u16::from_be_bytes([bytes[40], bytes[41]]) > FLOWS);
+            assert!(bytes.len() == 60 && u32::from(u16::from_be_bytes([bytes[40], bytes[41]])) > FLOWS);
         }
     }
 }

@@ -1,12 +1,13 @@
 //! `postern bench`: Postern against the kernel's own NAT, the packet path alone, changes of the tables, and methods of
 //! measurement with test frames.
 
+mod documents;
 mod methods;
 
 use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use clap::{Args, Subcommand};
 use postern_benches::{control, nat, path};
@@ -22,6 +23,11 @@ pub(crate) struct Arguments {
 enum Command {
     /// Compare Postern with nftables: the same topology in network namespaces, alternating in one run; needs root
     Nat(Nat),
+    /// Compare Postern's back ends with nftables, a bare reflector and peers of your own, in turn, and report all CPU time that
+    /// each took; needs root
+    Compare(documents::Compare),
+    /// Show a report that was written as JSON: as tables, or as one HTML page
+    Report(documents::Show),
     /// Measure the packet path in memory, without kernel and devices: by packet mix, number of flows and of workers
     Path(Path),
     /// Measure how long changes take until a gateway has them, and what they cost the traffic: a control plane and a gateway
@@ -58,6 +64,9 @@ struct Path {
     /// Print JSON
     #[arg(long)]
     json: bool,
+    /// Write the report as one HTML page to a file
+    #[arg(long, value_name = "FILE")]
+    html: Option<PathBuf>,
     /// One short round of everything: shows that it works, not how fast it is
     #[arg(long)]
     quick: bool,
@@ -110,6 +119,8 @@ pub(crate) fn run(arguments: Arguments) -> ExitCode {
     let progress = |text: &str| eprintln!("{text}");
     let outcome = match arguments.command {
         Command::Nat(arguments) => compare(&arguments, progress),
+        Command::Compare(arguments) => arguments.run(progress),
+        Command::Report(arguments) => arguments.run(),
         Command::Path(arguments) => in_memory(&arguments, progress),
         Command::Control(arguments) => change(&arguments, progress),
         Command::Method(method) => method.run(progress),
@@ -154,7 +165,11 @@ fn in_memory(arguments: &Path, progress: impl FnMut(&str)) -> Result<(String, bo
         mixes: arguments.mix.clone(),
         window: Duration::from_secs_f64(if quick { 0.1 } else { arguments.seconds }),
     };
+    let since = SystemTime::now();
     let report = path::run(&options, progress).map_err(|error| error.to_string())?;
+    if let Some(path) = &arguments.html {
+        documents::write(path, &report.to_document(since, quick).to_html())?;
+    }
     Ok((if arguments.json { report.to_json() } else { report.to_text() }, true))
 }
 

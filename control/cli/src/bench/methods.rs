@@ -1,6 +1,8 @@
 //! The subcommands of `postern bench` that measure with test frames.
 
 use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
+use std::time::SystemTime;
 
 use clap::{Args, Subcommand};
 use postern_benches::methods::{self, MacAddress, Options, Place, Ports};
@@ -8,6 +10,7 @@ use postern_benches::search::Range;
 use postern_benches::traffic::lab::Io;
 use postern_benches::traffic::stream::{Sizes, Transport};
 
+use super::documents::write;
 use super::seconds;
 
 #[derive(Subcommand)]
@@ -56,6 +59,9 @@ pub(super) struct Common {
     /// Print JSON
     #[arg(long)]
     json: bool,
+    /// Write the report as one HTML page to a file
+    #[arg(long, value_name = "FILE")]
+    html: Option<PathBuf>,
     /// A few seconds: shows that it works, not how fast it is
     #[arg(long)]
     quick: bool,
@@ -212,7 +218,11 @@ impl Method {
                 methods::Method::Reconf { rate: if options.quick { rate.min(2_000.0) } else { *rate } }
             }
         };
+        let since = SystemTime::now();
         let report = methods::run(method, &options, progress).map_err(|error| error.to_string())?;
+        if let Some(path) = &common.html {
+            write(path, &report.to_document(since).to_html())?;
+        }
         Ok((if common.json { report.to_json() } else { report.to_text() }, report.passed))
     }
 }

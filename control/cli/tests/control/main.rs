@@ -1,5 +1,6 @@
-//! The commands against a real `postern control` on a Unix socket. No gateway, no privileges.
+//! The commands against a real `postern control` on a Unix socket, without a gateway and privileges; and `postern bench`.
 
+mod bench;
 mod tls;
 
 use std::fs;
