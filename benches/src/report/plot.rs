@@ -8,7 +8,7 @@ use super::{Axis, Plot, Point, Row, Table};
 
 /// Width of every picture, in its own units.
 const WIDTH: f64 = 720.0;
-/// Colours and shapes of series, after which they begin again.
+/// Colours of series, after which they begin again. There are four shapes, so that colour and shape together are twelve.
 const SERIES: usize = 6;
 
 /// The first column of a table as bars from zero, with the spread as a whisker and each measurement as a dot.
@@ -163,7 +163,7 @@ pub(super) fn lines(plot: &Plot) -> String {
                     at - 4.0
                 );
             }
-            shape(&mut svg, class, at, y.at(point.y));
+            shape(&mut svg, number, at, y.at(point.y));
         }
     }
     svg + "</svg>"
@@ -183,6 +183,10 @@ impl Scale {
         let lowest = values.iter().copied().filter(|value| *value > 0.0).fold(highest, f64::min);
         let logarithmic = axis.logarithmic && highest > 0.0;
         let marks = if logarithmic { logarithmic_marks(lowest, highest) } else { linear_marks(highest) };
+        // Of what is counted there are no halves, as long as the marks reach over all values.
+        let whole: Vec<f64> = marks.iter().copied().filter(|mark| mark.fract() == 0.0).collect();
+        let counted = !logarithmic && values.iter().all(|value| value.fract() == 0.0);
+        let marks = if counted && highest > 0.0 && whole.last() >= Some(&highest) { whole } else { marks };
         Self { marks, logarithmic, range }
     }
 
@@ -222,7 +226,7 @@ fn legend(plot: &Plot) -> (String, f64) {
         }
         let class = number % SERIES;
         let _ = write!(svg, "<path class=\"line s{class}\" d=\"M{x:.1} {y:.1}h18\"/>");
-        shape(&mut svg, class, x + 9.0, y);
+        shape(&mut svg, number, x + 9.0, y);
         let _ = write!(
             svg,
             "<text class=\"label\" x=\"{:.1}\" y=\"{:.1}\">{}</text>",
@@ -236,9 +240,10 @@ fn legend(plot: &Plot) -> (String, f64) {
 }
 
 /// A point's shape: by it, and not by colour alone, series are told apart.
-fn shape(svg: &mut String, class: usize, x: f64, y: f64) {
+fn shape(svg: &mut String, number: usize, x: f64, y: f64) {
+    let class = number % SERIES;
     let (left, up) = (x - 4.0, y - 4.0);
-    let _ = match class % 4 {
+    let _ = match number % 4 {
         0 => write!(svg, "<circle class=\"point s{class}\" cx=\"{x:.1}\" cy=\"{y:.1}\" r=\"4\"/>"),
         1 => write!(svg, "<rect class=\"point s{class}\" x=\"{left:.1}\" y=\"{up:.1}\" width=\"8\" height=\"8\"/>"),
         2 => write!(svg, "<path class=\"point s{class}\" d=\"M{x:.1} {:.1}l5 9h-10z\"/>", y - 5.0),
@@ -265,6 +270,23 @@ mod tests {
         assert!(svg.contains("x, kpps") && svg.contains("y, %"));
         // The point without a logarithm lies on the lower edge, left.
         assert!(svg.contains("cx=\"70.0\" cy=\"284.0\""), "{svg}");
+    }
+
+    #[test]
+    fn no_two_of_twelve_series_look_alike_and_what_is_counted_has_whole_marks() {
+        let workers = plot(vec![Point::at(1.0, 10.0), Point::at(2.0, 20.0)]);
+        let scale = Scale::over(&workers.x, [1.0, 2.0].into_iter(), (0.0, 1.0));
+        assert_eq!(scale.marks, [0.0, 1.0, 2.0]);
+        let twelve = Scale::over(&workers.x, [12.0].into_iter(), (0.0, 1.0));
+        assert_eq!(twelve.marks.last(), Some(&12.5), "over all values");
+        let looks: std::collections::BTreeSet<String> = (0..12)
+            .map(|number| {
+                let mut svg = String::new();
+                shape(&mut svg, number, 0.0, 0.0);
+                svg
+            })
+            .collect();
+        assert_eq!(looks.len(), 12);
     }
 
     #[test]
