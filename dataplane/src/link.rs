@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use arc_swap::ArcSwap;
 use crossbeam_queue::ArrayQueue;
-use postern_forwarding::{FlowView, NeighbourEvent, NeighbourRequest, PortInfo, SharedLimits, WorkerCounters};
+use postern_forwarding::{FlowView, NeighbourEvent, NeighbourRequest, PortInfo, SharedState, WorkerCounters};
 use postern_frame_io::{Receive, ReceiveStatistics, Transmit, TransmitStatistics};
 use postern_measurement::{Clock, Counter};
 use postern_tables::Snapshot;
@@ -294,7 +294,7 @@ pub struct Shared {
     /// Links, by worker.
     pub links: Vec<WorkerLink>,
     /// Limits of endpoints that the workers hold together.
-    pub limits: Arc<SharedLimits>,
+    pub limits: Arc<SharedState>,
     /// Ways between workers.
     pub handoff: HandoffRings,
     /// Wakes the control-side thread.
@@ -311,7 +311,7 @@ impl Shared {
     /// # Errors
     /// When the process has no descriptor left.
     pub fn new(snapshot: Arc<Snapshot>, ports: Vec<PortInfo>, counters: Vec<Arc<WorkerCounters>>) -> io::Result<Self> {
-        let limits = Arc::new(SharedLimits::new(counters.clone()));
+        let limits = Arc::new(SharedState::new(counters.clone()));
         let links: io::Result<Vec<_>> =
             counters.into_iter().map(|counters| WorkerLink::new(ports.len(), counters)).collect();
         let links = links?;

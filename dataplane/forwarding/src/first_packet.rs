@@ -7,7 +7,9 @@ use postern_flows::tcp::Segment;
 use postern_flows::{FlowRecord, InsertError, State};
 use postern_measurement::Now;
 use postern_tables::health::PROBE_PORTS;
-use postern_tables::snapshot::{EndpointIndex, LocalAddress, ReturnPath, VpcIndex};
+use postern_tables::snapshot::{
+    EndpointIndex, LocalAddress, ReturnPath, TargetGroup, TargetGroupIndex, TargetIndex, VpcIndex, Zone,
+};
 use postern_translation::RewritePlan;
 use postern_translation::ports::{Lease, Need, Refusal};
 use postern_wire::tcp::{ACK, FIN, RST, SEQUENCE, SYN};
@@ -16,6 +18,7 @@ use postern_wire::{Family, FlowKey, Frame, MacAddress, PacketKind, Parsed, ipv6}
 use crate::forwarder::{Forwarder, Slot};
 use crate::ipv6::first::{aim_wide, consumer_addresses, is_bad_source6, wide_addresses};
 use crate::outbox::{Outbox, PeerMessage};
+use crate::stickiness::{client_hash, client_of, is_good};
 use crate::verdict::{DropReason, HandoffNote, Verdict, WorkerIndex};
 use crate::ways::{Way, WayKey};
 
@@ -156,7 +159,7 @@ impl Forwarder<'_> {
             PacketKind::Tcp => sequence_number(frame, parsed),
             _ => 0,
         };
-        let place = match self.choose::<WIDE>(frame, parsed, index, sequence) {
+        let place = match self.choose::<WIDE>(frame, parsed, index, sequence, now) {
             Ok(place) => place,
             Err(reason) => return self.refuse_first(frame, parsed, index, reason, outbox, now),
         };
@@ -267,6 +270,7 @@ impl Forwarder<'_> {
         parsed: &Parsed,
         index: EndpointIndex,
         sequence: u32,
+        now: Now,
     ) -> Result<usize, DropReason> {
         let key = parsed.key;
         let snapshot = &*self.snapshot;
@@ -275,18 +279,54 @@ impl Forwarder<'_> {
             .listener(endpoint.service, key.protocol(), key.destination_port())
             .ok_or(DropReason::NoListener)?;
         let listener = snapshot.listeners.get(number.at()).ok_or(DropReason::NoListener)?;
-        let (hash, group) = if WIDE {
+        let (hash, number_of_group) = if WIDE {
             let addresses = ipv6::addresses(frame.bytes(), usize::from(parsed.l3)).ok_or(DropReason::Truncated)?;
-            let hash = snapshot.selection.hash_v6(addresses, key, sequence);
+            let hash = match listener.sticky {
+                true => client_hash(snapshot, key, Some(addresses)),
+                false => snapshot.selection.hash_v6(addresses, key, sequence),
+            };
             (hash, listener.group6(hash))
         } else {
-            let hash = snapshot.selection.hash(key, sequence);
+            let hash = match listener.sticky {
+                true => client_hash(snapshot, key, None),
+                false => snapshot.selection.hash(key, sequence),
+            };
             (hash, listener.group(hash))
         };
-        let group = group.and_then(|group| snapshot.target_groups.get(group.at()));
-        let group = group.ok_or(DropReason::NoTarget)?;
-        let target = group.target(hash).ok_or(DropReason::NoTarget)?;
+        let number_of_group = number_of_group.ok_or(DropReason::NoTarget)?;
+        let group = snapshot.target_groups.get(number_of_group.at()).ok_or(DropReason::NoTarget)?;
+        let target = if group.is_particular() {
+            let zone = if listener.cross_zone { Zone::NONE } else { endpoint.zone };
+            self.choose_particularly((index, zone), (number_of_group, group), key.destination_port(), hash, now)
+        } else {
+            group.target(hash)
+        };
+        let target = target.ok_or(DropReason::NoTarget)?;
         self.ways.find(snapshot, WayKey { endpoint: index, listener: number, target, pool: group.pool })
+    }
+
+    /// The target where more than the flow's hash counts: the port, the endpoint address's zone, or where the client was sent
+    /// before.
+    #[cold]
+    #[inline(never)]
+    fn choose_particularly(
+        &self,
+        (endpoint, zone): (EndpointIndex, Zone),
+        (number, group): (TargetGroupIndex, &TargetGroup),
+        port: u16,
+        hash: u64,
+        now: Now,
+    ) -> Option<TargetIndex> {
+        if let Some(mapping) = &group.mapping {
+            return group.mapped(mapping, port);
+        }
+        let choose = || group.target_in(zone, hash);
+        if group.sticky_seconds == 0 {
+            return choose();
+        }
+        let client = client_of(hash, endpoint, number);
+        let is_good = |target| is_good(&self.snapshot, group, target);
+        self.limits.stickiness.target(client, group.sticky_seconds, now, is_good, choose)
     }
 
     /// Finds a port toward the target: first a rested one of our own, then of another worker, then one that still rests, then

@@ -16,7 +16,7 @@ use postern_wire::{AttachmentIndex, FlowKey, Frame, MacAddress, PacketKind, Pars
 use crate::counters::WorkerCounters;
 use crate::fragments::Fragments;
 use crate::limiter::FairLimiter;
-use crate::limits::SharedLimits;
+use crate::limits::SharedState;
 use crate::next_hops::{NextHops, own_mac};
 use crate::outbox::Outbox;
 use crate::verdict::{DropReason, HandoffNote, Verdict, WorkerIndex};
@@ -168,7 +168,7 @@ pub struct Forwarder<'m> {
     pub(crate) snapshot: Arc<Snapshot>,
     pub(crate) ownership: Arc<Ownership>,
     pub(crate) counters: Arc<WorkerCounters>,
-    pub(crate) limits: Arc<SharedLimits>,
+    pub(crate) limits: Arc<SharedState>,
     /// By port: the attachment of its untagged frames.
     links: Vec<Link>,
     slots: Vec<Slot>,
@@ -304,7 +304,7 @@ impl<'m> Forwarder<'m> {
             ports: config.ports.clone(),
             snapshot,
             ownership,
-            limits: Arc::new(SharedLimits::new(vec![counters.clone()])),
+            limits: Arc::new(SharedState::new(vec![counters.clone()])),
             counters,
             links: Vec::new(),
             slots: vec![SLOT; BURST],
@@ -585,7 +585,7 @@ impl<'m> Forwarder<'m> {
     }
 
     /// Holds the limits of endpoints together with the other workers of the gateway. Without it each worker holds them alone.
-    pub fn share_limits(&mut self, limits: Arc<SharedLimits>) {
+    pub fn share(&mut self, limits: Arc<SharedState>) {
         self.limits = limits;
     }
 

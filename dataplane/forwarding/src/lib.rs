@@ -21,6 +21,7 @@ mod next_hops;
 pub mod outbox;
 mod pieces;
 mod proxy_header;
+mod stickiness;
 #[cfg(test)]
 mod tests;
 pub mod verdict;
@@ -29,6 +30,6 @@ mod ways;
 
 pub use counters::WorkerCounters;
 pub use forwarder::{BURST, FlowView, Forwarder, ForwarderConfig, ForwarderError, NeighbourEvent, PortInfo};
-pub use limits::SharedLimits;
+pub use limits::SharedState;
 pub use outbox::{NeighbourRequest, Origin, Outbox, PeerMessage};
 pub use verdict::{DropReason, HandoffNote, Verdict, WorkerIndex};

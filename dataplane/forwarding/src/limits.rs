@@ -16,18 +16,22 @@ use std::sync::atomic::{AtomicU64, Ordering, fence};
 use postern_measurement::Now;
 
 use crate::counters::WorkerCounters;
+use crate::stickiness::Stickiness;
 
 /// Nanoseconds in a second.
 const SECOND: u64 = 1_000_000_000;
 /// What the bandwidth of an endpoint may be ahead of time: nanoseconds.
 const BURST: u64 = SECOND / 10;
 
-/// What the workers of a gateway must know of each other to hold limits together.
+/// What the workers of a gateway must know of each other: to hold limits together, and to send a client where another has sent
+/// it.
 #[derive(Debug)]
-pub struct SharedLimits {
+pub struct SharedState {
     counters: Vec<Arc<WorkerCounters>>,
     /// By endpoint index.
     buckets: Box<[Buckets]>,
+    /// Which targets clients stay with.
+    pub(crate) stickiness: Stickiness,
 }
 
 /// The token buckets of an endpoint address: nanoseconds since the clock's start at which each is full.
@@ -37,12 +41,12 @@ struct Buckets {
     bytes: AtomicU64,
 }
 
-impl SharedLimits {
+impl SharedState {
     /// Of workers with these counters.
     #[must_use]
     pub fn new(counters: Vec<Arc<WorkerCounters>>) -> Self {
         let endpoints = counters.first().map_or(0, |counters| counters.endpoints.len());
-        Self { counters, buckets: (0..endpoints).map(|_| Buckets::default()).collect() }
+        Self { counters, buckets: (0..endpoints).map(|_| Buckets::default()).collect(), stickiness: Stickiness::new() }
     }
 
     /// Live flows of an endpoint at all workers, after the caller's own gauge was written.
@@ -77,8 +81,8 @@ impl SharedLimits {
 mod tests {
     use super::*;
 
-    fn limits() -> SharedLimits {
-        SharedLimits::new(vec![Arc::new(WorkerCounters::new(2, 0))])
+    fn limits() -> SharedState {
+        SharedState::new(vec![Arc::new(WorkerCounters::new(2, 0))])
     }
 
     #[test]

@@ -98,6 +98,7 @@ impl TryFrom<&Resource> for proto::Resource {
                 listeners: balancer.listeners.iter().map(from_listener).collect::<Result<_, _>>()?,
                 security_groups: balancer.security_groups.clone(),
                 enforce_on_private_link: balancer.enforce_on_private_link,
+                cross_zone: balancer.cross_zone,
             }),
             Resource::Service(service) => Message::Service(proto::Service {
                 id: service.id.clone(),
@@ -111,6 +112,7 @@ impl TryFrom<&Resource> for proto::Resource {
                 mtu: small("endpoint.mtu", endpoint.mtu)?,
                 echo: endpoint.echo,
                 security_groups: endpoint.security_groups.clone(),
+                zones: endpoint.zones.clone(),
             }),
         };
         Ok(Self { resource: Some(message) })
@@ -140,6 +142,7 @@ impl TryFrom<proto::Resource> for Resource {
                 listeners: balancer.listeners.into_iter().map(into_listener).collect::<Result<_, _>>()?,
                 security_groups: balancer.security_groups,
                 enforce_on_private_link: balancer.enforce_on_private_link,
+                cross_zone: balancer.cross_zone,
             }),
             Message::Service(service) => {
                 Self::Service(declared::Service { id: service.id, load_balancers: service.load_balancers })
@@ -152,6 +155,7 @@ impl TryFrom<proto::Resource> for Resource {
                 mtu: endpoint.mtu.map(i64::from),
                 echo: endpoint.echo,
                 security_groups: endpoint.security_groups,
+                zones: endpoint.zones,
                 ..declared::Endpoint::default()
             }),
         })
@@ -254,6 +258,8 @@ fn from_group(group: &declared::TargetGroup) -> Result<proto::TargetGroup, Conve
             address: target.address.clone(),
             port: number("target_group.target.port", target.port)?,
             weight: small("target_group.target.weight", target.weight)?,
+            mapped_port: small("target_group.target.mapped_port", target.mapped_port)?,
+            zone: target.zone.clone(),
         })
     };
     Ok(proto::TargetGroup {
@@ -270,6 +276,7 @@ fn from_group(group: &declared::TargetGroup) -> Result<proto::TargetGroup, Conve
         )?,
         deregistration_ends_flows: group.deregistration_ends_flows,
         proxy_protocol: group.proxy_protocol.map(|header| from_proxy_protocol(header).into()),
+        sticky_seconds: small("target_group.sticky_seconds", group.sticky_seconds)?,
     })
 }
 
@@ -278,6 +285,8 @@ fn into_group(message: proto::TargetGroup) -> Result<declared::TargetGroup, Conv
         address: target.address,
         port: target.port.into(),
         weight: target.weight.map(i64::from),
+        mapped_port: target.mapped_port.map(i64::from),
+        zone: target.zone,
     };
     Ok(declared::TargetGroup {
         name: message.name,
@@ -289,6 +298,7 @@ fn into_group(message: proto::TargetGroup) -> Result<declared::TargetGroup, Conv
         deregistration_delay_seconds: message.deregistration_delay_seconds.map(i64::from),
         deregistration_ends_flows: message.deregistration_ends_flows,
         proxy_protocol: message.proxy_protocol.map(into_proxy_protocol).transpose()?,
+        sticky_seconds: message.sticky_seconds.map(i64::from),
         targets: message.targets.into_iter().map(target).collect(),
     })
 }
@@ -371,6 +381,7 @@ fn from_listener(listener: &declared::Listener) -> Result<proto::Listener, Conve
         idle_seconds: small("listener.idle_seconds", listener.idle_seconds)?,
         mss: small("listener.mss", listener.mss)?,
         reset_on_expiry: listener.reset_on_expiry,
+        ports: listener.ports.clone(),
         target_groups: listener.target_groups.iter().map(group).collect::<Result<_, _>>()?,
     })
 }
@@ -392,6 +403,7 @@ fn into_listener(message: proto::Listener) -> Result<declared::Listener, Convers
         idle_seconds: message.idle_seconds.map(i64::from),
         mss: message.mss.map(i64::from),
         reset_on_expiry: message.reset_on_expiry,
+        ports: message.ports,
         target_groups: message.target_groups.into_iter().map(group).collect(),
     })
 }
@@ -455,11 +467,18 @@ mod tests {
         unhealthy_drain_seconds = 0
         deregistration_delay_seconds = 9
         deregistration_ends_flows = true
-        target = [{ address = "10.0.0.9", port = 80, weight = 0 }, { address = "10.0.0.10", port = 81 }]
+        sticky_seconds = 7
+        target = [{ address = "10.0.0.9", port = 80, weight = 0, zone = "a" }, { address = "10.0.0.10", port = 81 }]
+        [[target_group]]
+        name = "p/brokers"
+        vpc = "vpc-a"
+        snat_pool = "p/pool"
+        target = [{ address = "10.0.0.9", port = 9092, mapped_port = 9100 }]
         [[load_balancer]]
         name = "p/front"
         security_groups = ["p/near"]
         enforce_on_private_link = false
+        cross_zone = true
         [[load_balancer.listener]]
         protocol = "udp"
         port = 53
@@ -469,6 +488,9 @@ mod tests {
         port = 80
         mss = 1000
         target_groups = [{ name = "p/web" }]
+        [[load_balancer.listener]]
+        ports = "9100-9199"
+        target_groups = [{ name = "p/brokers" }]
         [[service]]
         id = "vpce-svc-1"
         load_balancers = ["p/front"]
@@ -477,6 +499,7 @@ mod tests {
         vpc = "vpc-a"
         service = "vpce-svc-1"
         addresses = ["10.0.0.77"]
+        zones = ["a"]
         mtu = 1500
         echo = false
         security_groups = ["p/near"]

@@ -86,14 +86,28 @@ pub(crate) struct CheckedGroup {
     pub(crate) slots: usize,
     pub(crate) health: Arc<HealthSettings>,
     pub(crate) proxy_protocol: ProxyProtocol,
-    /// Address, port and weight, sorted.
-    pub(crate) targets: Vec<(IpAddr, u16, u16)>,
+    /// How long clients stay with their targets, in seconds; 0: they do not.
+    pub(crate) sticky_seconds: u32,
+    /// Sorted.
+    pub(crate) targets: Vec<CheckedTarget>,
+}
+
+/// A target, ordered by address and port.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct CheckedTarget {
+    pub(crate) address: IpAddr,
+    pub(crate) port: u16,
+    pub(crate) weight: u16,
+    /// The listener's port that leads to it alone; 0: none.
+    pub(crate) mapped_port: u16,
+    /// Empty: none.
+    pub(crate) zone: Arc<str>,
 }
 
 impl CheckedGroup {
     /// That of all targets; IPv4 where there are none.
     pub(crate) fn family(&self) -> Family {
-        self.targets.first().map_or(Family::V4, |target| Family::of(target.0))
+        self.targets.first().map_or(Family::V4, |target| Family::of(target.address))
     }
 }
 
@@ -103,12 +117,15 @@ pub(crate) struct CheckedBalancer {
     pub(crate) listeners: Vec<CheckedListener>,
     /// Those that are enforced.
     pub(crate) security_groups: Vec<String>,
+    pub(crate) cross_zone: bool,
 }
 
 #[derive(Clone, Debug)]
 pub(crate) struct CheckedListener {
     pub(crate) protocol: u8,
     pub(crate) port: u16,
+    /// The last of its ports.
+    pub(crate) last_port: u16,
     /// Names of target groups with their weights; none is 0.
     pub(crate) shares: Vec<(u32, String)>,
     pub(crate) idle_seconds: u16,
@@ -127,7 +144,8 @@ pub(crate) struct CheckedEndpoint {
     pub(crate) id: String,
     pub(crate) vpc: usize,
     pub(crate) service: String,
-    pub(crate) addresses: Vec<IpAddr>,
+    /// Each with its zone; empty: none.
+    pub(crate) addresses: Vec<(IpAddr, Arc<str>)>,
     /// What was written: MTU and answer to echo.
     pub(crate) written: (Option<u16>, Option<bool>),
     pub(crate) security_groups: Vec<String>,

@@ -359,6 +359,9 @@ pub struct TargetGroup {
     pub deregistration_ends_flows: Option<bool>,
     /// The header that tells targets who is calling; TCP only. Default: `off`.
     pub proxy_protocol: Option<ProxyProtocol>,
+    /// How long a client's new flows go to the target that its last one went to, 1…604800 seconds after that. Default: each
+    /// flow is sent by itself.
+    pub sticky_seconds: Option<i64>,
     /// `[[target_group.target]]`: the targets, all of one family.
     #[serde(rename = "target")]
     pub targets: Vec<Target>,
@@ -409,6 +412,11 @@ pub struct Target {
     pub port: i64,
     /// Share of the group's new flows, 0…999; 0: no new flows. Default: 1.
     pub weight: Option<i64>,
+    /// Port of the listener, 1…65535, whose flows all go to this target, and to no other: the group maps ports. Either all
+    /// targets of a group have one, each another, or none has. Default: none.
+    pub mapped_port: Option<i64>,
+    /// Zone, 1…64 of a-z, 0-9, `-`. Default: none.
+    pub zone: Option<String>,
 }
 
 /// `[[load_balancer]]`
@@ -421,6 +429,9 @@ pub struct LoadBalancer {
     pub security_groups: Vec<String>,
     /// Whether they hold for clients that come by a private link, which all clients of a gateway do. Default: `true`.
     pub enforce_on_private_link: Option<bool>,
+    /// Whether targets of all zones get the flows of each endpoint address. Default: `false`, and an address with a zone
+    /// has those of its zone only, as long as there is one that may have flows.
+    pub cross_zone: Option<bool>,
     /// `[[load_balancer.listener]]`: what it listens on.
     #[serde(rename = "listener")]
     pub listeners: Vec<Listener>,
@@ -432,8 +443,10 @@ pub struct LoadBalancer {
 pub struct Listener {
     /// Protocol. Default: `tcp`.
     pub protocol: Protocol,
-    /// Port, 1…65535. Required.
+    /// Port, 1…65535. This or `ports` is required.
     pub port: i64,
+    /// First and last port of a range, `9092-9191`, within 1-65535.
+    pub ports: Option<String>,
     /// Idle time of an established flow: TCP 60…6000 seconds (350), UDP 10…6000 seconds (120).
     pub idle_seconds: Option<i64>,
     /// Upper bound of the MSS option in SYN and SYN-ACK, 88…65495 bytes; TCP only. Default: from the MTUs only.
@@ -487,6 +500,8 @@ pub struct Endpoint {
     pub service: String,
     /// Its addresses in the consumer's VPC, at least one, of one family or both.
     pub addresses: Vec<String>,
+    /// The zone of each address, in the same order, `""` for none; each 1…64 of a-z, 0-9, `-`. Default: none has one.
+    pub zones: Vec<String>,
     /// Largest IP datagram through the endpoint, 576…65535 bytes. Default: 8500.
     pub mtu: Option<i64>,
     /// Whether ICMP echo to the addresses is answered. Default: `true`.

@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use postern_wire::Family;
 
-use crate::check::{CheckedBalancer, CheckedEndpoint, CheckedGroup, CheckedService, Objects};
+use crate::check::{CheckedBalancer, CheckedEndpoint, CheckedGroup, CheckedService, CheckedTarget, Objects};
 use crate::pages::Pages;
 use crate::selection_tables;
 use crate::snapshot::{
@@ -257,7 +257,7 @@ impl Placing<'_> {
                 }
             }
             let of_it: Vec<_> =
-                group.targets.iter().map(|&(address, port, _)| members.remove(&(address, port))).collect();
+                group.targets.iter().map(|target| members.remove(&(target.address, target.port))).collect();
             kept.push(of_it);
             freed.extend(members.into_values().map(|index| (index, ends)));
         }
@@ -284,21 +284,33 @@ impl Placing<'_> {
             (name, TargetGroupIndex(index))
         });
         if group.health.check.is_some() {
-            for ((address, port, _), _) in group.targets.iter().zip(&kept).filter(|(_, kept)| kept.is_none()) {
-                self.health.begin(&name, (*address, *port));
+            for (target, _) in group.targets.iter().zip(&kept).filter(|(_, kept)| kept.is_none()) {
+                self.health.begin(&name, (target.address, target.port));
             }
         }
         let verdict = self.health.verdict(&name, &group.targets);
         let mut members = Vec::with_capacity(kept.len());
-        for ((&(address, port, weight), kept), cut) in group.targets.iter().zip(kept).zip(&verdict.cut) {
+        for ((checked, kept), cut) in group.targets.iter().zip(kept).zip(&verdict.cut) {
+            let CheckedTarget { address, port, weight, mapped_port, .. } = *checked;
             let before = kept.and_then(|index| Some((index, self.old.target(index)?.incarnation)));
             let (index, incarnation) = before.unwrap_or_else(|| {
                 let index = free_slot(&mut self.next.history.free_targets, &self.next.targets);
                 (TargetIndex(index), self.next.history.incarnation())
             });
             let proxy_protocol = group.proxy_protocol;
-            let target =
-                Target { vpc, address, port, group: name.clone(), weight, incarnation, cut: *cut, proxy_protocol };
+            let zone = self.next.zone(&checked.zone);
+            let target = Target {
+                vpc,
+                address,
+                port,
+                group: name.clone(),
+                weight,
+                incarnation,
+                cut: *cut,
+                proxy_protocol,
+                zone,
+                mapped_port,
+            };
             if before.is_none() {
                 self.placed.count_target(&target);
                 self.next.count_registered(&target, 1);
@@ -316,29 +328,30 @@ impl Placing<'_> {
             shares: verdict.shares.into(),
             fail_open: verdict.fail_open,
             table: None,
+            zonal: Arc::default(),
+            mapping: mapping(&group.targets),
+            sticky_seconds: group.sticky_seconds,
             health: group.health.clone(),
         };
         // The slot may have been another group's.
         let before = self.old.target_groups.get(index.at()).filter(|before| before.name == placed.name);
-        placed.table = before.and_then(|before| self.shared_table(before, &placed)).cloned();
+        if let Some(before) = before.filter(|before| self.shares_tables(before, &placed)) {
+            placed.table.clone_from(&before.table);
+            placed.zonal.clone_from(&before.zonal);
+        }
         self.next.target_groups.set(index.at(), Some(placed));
         index.0
     }
 
-    /// The table of a group before, if it is still right.
-    fn shared_table<'t>(
-        &self,
-        before: &'t TargetGroup,
-        group: &TargetGroup,
-    ) -> Option<&'t Arc<postern_selection::MaglevTable>> {
-        let address = |snapshot: &Snapshot, index: TargetIndex| {
-            snapshot.target(index).map(|target| (target.address, target.port))
+    /// Whether the tables of a group before are still right.
+    fn shares_tables(&self, before: &TargetGroup, group: &TargetGroup) -> bool {
+        let place = |snapshot: &Snapshot, index: TargetIndex| {
+            snapshot.target(index).map(|target| (target.address, target.port, target.zone))
         };
-        let same = before.slots == group.slots
+        before.slots == group.slots
             && before.shares == group.shares
             && before.members == group.members
-            && group.members.iter().all(|&member| address(self.old, member) == address(self.next, member));
-        before.table.as_ref().filter(|_| same)
+            && group.members.iter().all(|&member| place(self.old, member) == place(self.next, member))
     }
 
     fn balancers(&mut self, balancers: &[CheckedBalancer], removed: &[Arc<str>], without_table: &mut BTreeSet<u32>) {
@@ -369,6 +382,9 @@ impl Placing<'_> {
                     kept.unwrap_or_else(|| ListenerIndex(free_slot(&mut history.free_listeners, &self.next.listeners)));
                 let shares = listener.shares.iter().map(|(weight, group)| (*weight, self.placed.groups[&**group]));
                 let shares: Vec<_> = shares.collect();
+                let is_sticky = |(_, group): &(u32, TargetGroupIndex)| {
+                    self.next.target_groups.get(group.at()).is_some_and(|group| group.sticky_seconds > 0)
+                };
                 without_table.extend(shares.iter().map(|(_, group)| group.0));
                 let (groups, groups6) = self.groups_of_clients(&shares);
                 let flows = (listener.protocol, listener.port);
@@ -376,6 +392,9 @@ impl Placing<'_> {
                     load_balancer: name.clone(),
                     protocol: flows.0,
                     port: flows.1,
+                    last_port: listener.last_port,
+                    sticky: shares.iter().any(is_sticky),
+                    cross_zone: balancer.cross_zone,
                     groups,
                     groups6,
                     idle_seconds: listener.idle_seconds,
@@ -420,15 +439,22 @@ impl Placing<'_> {
         for service in services {
             let balancers = service.load_balancers.iter();
             let own = balancers.flat_map(|balancer| self.placed.balancers[&**balancer].iter().copied());
-            let mut listeners: Vec<_> = own.collect();
+            let last = |index: ListenerIndex| self.next.listeners.get(index.at()).map(|listener| listener.last_port);
+            let (mut listeners, ranges): (Vec<_>, Vec<_>) =
+                own.partition(|((_, first), index)| last(*index).is_none_or(|last| last == *first));
+            let with_last = |((protocol, first), index)| ((protocol, first, last(index).unwrap_or(first)), index);
+            let mut ranges: Vec<_> = ranges.into_iter().map(with_last).collect();
             listeners.sort_unstable();
+            ranges.sort_unstable();
             let id: Arc<str> = service.id.as_str().into();
             let index = self.placed.services.get(&id).copied().unwrap_or_else(|| {
                 let index = ServiceIndex(free_slot(&mut self.next.history.free_services, &self.next.services));
                 self.placed.services.insert(id.clone(), index);
                 index
             });
-            self.next.services.set(index.at(), Some(Service { id, listeners: listeners.into() }));
+            self.next
+                .services
+                .set(index.at(), Some(Service { id, listeners: listeners.into(), ranges: ranges.into() }));
         }
     }
 
@@ -444,7 +470,7 @@ impl Placing<'_> {
             let vpc = self.base.vpc(endpoint.vpc);
             let mut before: Vec<EndpointIndex> = self.placed.endpoints(&endpoint.id).to_vec();
             let mut of_it = Vec::with_capacity(endpoint.addresses.len());
-            for address in &endpoint.addresses {
+            for (address, _) in &endpoint.addresses {
                 let same = |index: &EndpointIndex| {
                     self.old.endpoint(*index).is_some_and(|old| old.vpc == vpc && old.address == *address)
                 };
@@ -483,7 +509,8 @@ impl Placing<'_> {
         let id = known.unwrap_or_else(|| written.id.as_str().into());
         let security_groups = self.guards(&written.security_groups);
         let mut indices = Vec::with_capacity(kept.len());
-        for (address, kept) in written.addresses.iter().zip(kept) {
+        for ((address, zone), kept) in written.addresses.iter().zip(kept) {
+            let zone = self.next.zone(zone);
             let before = kept.and_then(|index| self.old.endpoint(index));
             // Services keep their index, but it may have been another's.
             let same_rules = before.filter(|before| {
@@ -517,6 +544,7 @@ impl Placing<'_> {
                 security_groups: security_groups.clone(),
                 guard_epoch: before.map_or(0, |before| before.guard_epoch),
                 limits: written.limits,
+                zone,
             };
             let policy = EndpointPolicy { epoch: endpoint.policy_epoch, mtu: endpoint.mtu };
             if index.at() == self.next.policies.len() {
@@ -560,6 +588,14 @@ impl Placing<'_> {
             }
         }
     }
+}
+
+/// Positions of targets by the port that leads to each, where ports are mapped.
+fn mapping(targets: &[CheckedTarget]) -> Option<Arc<[(u16, u16)]>> {
+    let mapped = (0..).zip(targets).filter(|(_, target)| target.mapped_port != 0);
+    let mut mapping: Vec<(u16, u16)> = mapped.map(|(at, target)| (target.mapped_port, at)).collect();
+    mapping.sort_unstable();
+    (!mapping.is_empty()).then(|| mapping.into())
 }
 
 /// A slot that is free, the longest free first, or the one behind the last.

@@ -8,35 +8,72 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use postern_selection::MaglevTable;
 
-use crate::snapshot::{Snapshot, TargetGroup};
+use crate::snapshot::{Snapshot, TargetGroup, Zone};
 
-/// Gives those of `groups` a table that need one and have none.
+/// Gives those of `groups` tables that need some and have none.
 pub(crate) fn build(snapshot: &mut Snapshot, groups: &BTreeSet<u32>) {
-    let without = |group: &TargetGroup| group.table.is_none() && group.shares.iter().any(|share| *share > 0);
-    let candidates = groups.iter().copied();
-    let mut missing: Vec<u32> =
-        candidates.filter(|&at| snapshot.target_groups.get(at as usize).is_some_and(without)).collect();
+    let group = |at: u32| snapshot.target_groups.get(at as usize);
+    let has_shares = |group: &&TargetGroup| group.mapping.is_none() && group.shares.iter().any(|share| *share > 0);
+    let mut missing: Vec<u32> = groups.iter().copied().filter(|&at| group(at).filter(has_shares).is_some()).collect();
+    missing.retain(|&at| group(at).is_some_and(|group| group.table.is_none() || has_zones(snapshot, group)));
+    let (mut needed, mut zonal) = (HashSet::new(), HashSet::new());
     if !missing.is_empty() {
-        let listeners = snapshot.listeners.iter().flatten();
-        let needed: HashSet<u32> =
-            listeners.flat_map(|listener| listener.groups6.iter().map(|(_, group)| group.0)).collect();
-        missing.retain(|at| needed.contains(at));
+        for listener in snapshot.listeners.iter().flatten() {
+            let groups = listener.groups6.iter().map(|(_, group)| group.0);
+            needed.extend(groups.clone());
+            if !listener.cross_zone {
+                zonal.extend(groups);
+            }
+        }
+        zonal.retain(|at| group(*at).is_some_and(|group| has_zones(snapshot, group)));
+        missing.retain(|at| {
+            let wanted = zonal.contains(at);
+            needed.contains(at)
+                && group(*at).is_some_and(|group| group.table.is_none() || group.zonal.is_empty() == wanted)
+        });
     }
-    for (at, table) in tables(snapshot, &missing) {
+    for (at, tables) in tables(snapshot, &missing, &zonal) {
         if let Some(group) = snapshot.target_groups.get(at as usize) {
-            let group = TargetGroup { table, ..group.clone() };
+            let group = TargetGroup { table: tables.all, zonal: tables.zonal.into(), ..group.clone() };
             snapshot.target_groups.set(at as usize, Some(group));
         }
     }
 }
 
-fn tables(snapshot: &Snapshot, missing: &[u32]) -> Vec<(u32, Option<Arc<MaglevTable>>)> {
+/// The tables of a group.
+struct GroupTables {
+    all: Option<Arc<MaglevTable>>,
+    zonal: Vec<(Zone, Arc<MaglevTable>)>,
+}
+
+/// Whether a target of a group has a zone.
+fn has_zones(snapshot: &Snapshot, group: &TargetGroup) -> bool {
+    !snapshot.zones.is_empty() && zones(snapshot, group).any(|zone| zone != Zone::NONE)
+}
+
+/// The zone of each member.
+fn zones(snapshot: &Snapshot, group: &TargetGroup) -> impl Iterator<Item = Zone> {
+    group.members.iter().map(|member| snapshot.target(*member).map_or(Zone::NONE, |target| target.zone))
+}
+
+fn tables(snapshot: &Snapshot, missing: &[u32], zonal: &HashSet<u32>) -> Vec<(u32, GroupTables)> {
     let threads = std::thread::available_parallelism().map_or(1, usize::from).min(missing.len().div_ceil(8));
     let next = AtomicUsize::new(0);
     let work = || {
         let mut built = Vec::new();
         while let Some(&at) = missing.get(next.fetch_add(1, Ordering::Relaxed)) {
-            built.push((at, table(snapshot, &snapshot.target_groups[at as usize])));
+            let group = &snapshot.target_groups[at as usize];
+            let all = group.table.clone().or_else(|| table(snapshot, group, &group.shares));
+            let mut tables = GroupTables { all, zonal: Vec::new() };
+            if zonal.contains(&at) {
+                let wanted: BTreeSet<Zone> = zones(snapshot, group).filter(|zone| *zone != Zone::NONE).collect();
+                for zone in wanted {
+                    let members = zones(snapshot, group).zip(group.shares.iter());
+                    let shares: Vec<u16> = members.map(|(of, share)| if of == zone { *share } else { 0 }).collect();
+                    tables.zonal.extend(table(snapshot, group, &shares).map(|table| (zone, table)));
+                }
+            }
+            built.push((at, tables));
         }
         built
     };
@@ -53,13 +90,11 @@ fn tables(snapshot: &Snapshot, missing: &[u32]) -> Vec<(u32, Option<Arc<MaglevTa
     })
 }
 
-/// `None` where no member has a share. That slots and members fit was checked.
-fn table(snapshot: &Snapshot, group: &TargetGroup) -> Option<Arc<MaglevTable>> {
+/// `None` where no member has one of the `shares`. That slots and members fit was checked.
+fn table(snapshot: &Snapshot, group: &TargetGroup, shares: &[u16]) -> Option<Arc<MaglevTable>> {
     let targets = group.members.iter().filter_map(|member| snapshot.target(*member));
-    let backends: Vec<(u64, u16)> = targets
-        .zip(group.shares.iter())
-        .map(|(target, share)| (identity(target.address, target.port), *share))
-        .collect();
+    let backends: Vec<(u64, u16)> =
+        targets.zip(shares).map(|(target, share)| (identity(target.address, target.port), *share)).collect();
     MaglevTable::build(&backends, group.slots as usize).ok().map(Arc::new)
 }
 

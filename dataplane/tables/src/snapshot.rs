@@ -118,8 +118,19 @@ pub struct Snapshot {
     pub selection: SelectionHash,
     /// Attachments by port and VLAN, made of `attachments`; see [`Snapshot::index`].
     pub attachment_lookup: Arc<AttachmentLookup>,
+    /// Names of zones, of [`Zone`] 1 first. It only grows.
+    pub zones: Arc<Vec<Arc<str>>>,
     /// What the next compilation must know.
     pub history: History,
+}
+
+/// An availability zone: 0 is none.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Default, Hash)]
+pub struct Zone(pub u16);
+
+impl Zone {
+    /// No zone.
+    pub const NONE: Self = Self(0);
 }
 
 /// An interface that the gateway uses.
@@ -247,6 +258,39 @@ impl TargetGroup {
     pub fn target(&self, hash: u64) -> Option<TargetIndex> {
         self.members.get(self.table.as_ref()?.lookup(hash)).copied()
     }
+
+    /// Whether a target is chosen by more than the flow's hash.
+    #[inline]
+    #[must_use]
+    pub fn is_particular(&self) -> bool {
+        self.mapping.is_some() || self.sticky_seconds != 0 || !self.zonal.is_empty()
+    }
+
+    /// The target that `port` of the listener leads to, in a group that maps ports; `None` where it leads to none, or to one
+    /// that may have no new flows.
+    #[must_use]
+    pub fn mapped(&self, mapping: &[(u16, u16)], port: u16) -> Option<TargetIndex> {
+        let at = mapping.binary_search_by_key(&port, |(port, _)| *port).ok()?;
+        let member = usize::from(mapping[at].1);
+        self.shares.get(member).filter(|share| **share > 0)?;
+        self.members.get(member).copied()
+    }
+
+    /// The target for a flow's selection hash among those of a zone; where none of these may have flows, among all.
+    #[must_use]
+    pub fn target_in(&self, zone: Zone, hash: u64) -> Option<TargetIndex> {
+        match self.zonal.binary_search_by_key(&zone, |(zone, _)| *zone) {
+            Ok(at) => self.members.get(self.zonal[at].1.lookup(hash)).copied(),
+            Err(_) => self.target(hash),
+        }
+    }
+
+    /// Whether a target is one of its members, and may have new flows.
+    #[must_use]
+    pub fn offers(&self, target: TargetIndex) -> bool {
+        let at = self.members.iter().position(|member| *member == target);
+        at.is_some_and(|at| self.shares.get(at).is_some_and(|share| *share > 0))
+    }
 }
 
 /// What an address that Postern answers for is.
@@ -287,6 +331,8 @@ pub struct Endpoint {
     pub guard_epoch: u32,
     /// What it may have at most.
     pub limits: EndpointLimits,
+    /// The zone whose targets get its flows.
+    pub zone: Zone,
 }
 
 /// What an endpoint address may have at most, on all workers together; `None`: no limit.
@@ -332,8 +378,20 @@ impl EndpointPolicy {
 pub struct Service {
     /// `vpce-svc-` and 17 hexadecimal digits.
     pub id: Arc<str>,
-    /// Listeners by (IP protocol number, port), sorted.
+    /// Listeners with one port by (IP protocol number, port), sorted.
     pub listeners: Arc<[((u8, u16), ListenerIndex)]>,
+    /// Those with more than one port by (IP protocol number, first port, last port), sorted.
+    pub ranges: Arc<[((u8, u16, u16), ListenerIndex)]>,
+}
+
+impl Service {
+    /// The listener whose ports a port is among.
+    #[cold]
+    fn range(&self, protocol: u8, port: u16) -> Option<ListenerIndex> {
+        let below = self.ranges.partition_point(|((of, first, _), _)| (*of, *first) <= (protocol, port));
+        let ((of, _, last), listener) = self.ranges.get(below.checked_sub(1)?)?;
+        (*of == protocol && port <= *last).then_some(*listener)
+    }
 }
 
 /// A listener of a load balancer.
@@ -343,8 +401,14 @@ pub struct Listener {
     pub load_balancer: Arc<str>,
     /// IP protocol number: 6 or 17.
     pub protocol: u8,
-    /// Port, 1…65535.
+    /// Port, 1…65535; of several the first.
     pub port: u16,
+    /// The last port.
+    pub last_port: u16,
+    /// Whether clients stay with their targets in one of its groups: then the client decides which group it is, too.
+    pub sticky: bool,
+    /// Whether an endpoint address has targets of all zones.
+    pub cross_zone: bool,
     /// Target groups of IPv4 clients with cumulative weights: a flow whose hash, reduced to 0…total-1, is below the first
     /// larger value goes there. Groups of weight 0 are not in the list, nor are those with IPv6 targets.
     pub groups: Arc<[(u32, TargetGroupIndex)]>,
@@ -392,6 +456,13 @@ pub struct TargetGroup {
     pub slots: u32,
     /// Hash to position in `members`; `None` when no member has a share, or no listener leads here.
     pub table: Option<Arc<MaglevTable>>,
+    /// The same for targets of one zone only, by zone, sorted; no zone in which no target has a share, and none at all where
+    /// every listener that leads here sends across zones.
+    pub zonal: Arc<[(Zone, Arc<MaglevTable>)]>,
+    /// Positions in `members` by the listener's port that leads there alone, sorted; `None`: flows are shared.
+    pub mapping: Option<Arc<[(u16, u16)]>>,
+    /// How long a client's new flows go to the target of its last one, in seconds; 0: each flow is sent by itself.
+    pub sticky_seconds: u32,
     /// How its targets are probed, and what becomes of flows to those that are not healthy.
     pub health: Arc<HealthSettings>,
 }
@@ -415,6 +486,10 @@ pub struct Target {
     pub cut: bool,
     /// The header that tells it who is calling: its group's.
     pub proxy_protocol: ProxyProtocol,
+    /// Where it is.
+    pub zone: Zone,
+    /// The listener's port that leads to it alone; 0: none.
+    pub mapped_port: u16,
 }
 
 /// The header of the PROXY protocol, version 2, that targets get in front of each TCP connection's data.
@@ -642,13 +717,38 @@ impl Snapshot {
     #[must_use]
     pub fn listener(&self, service: ServiceIndex, protocol: u8, port: u16) -> Option<ListenerIndex> {
         let number = |protocol: u8, port: u16| u32::from(protocol) << 16 | u32::from(port);
-        let listeners = &self.services.get(service.at())?.listeners;
-        if listeners.len() <= FEW_LISTENERS {
-            return listeners.iter().find(|(of, _)| *of == (protocol, port)).map(|(_, listener)| *listener);
+        let service = self.services.get(service.at())?;
+        let listeners = &service.listeners;
+        let found = if listeners.len() <= FEW_LISTENERS {
+            listeners.iter().position(|(of, _)| *of == (protocol, port))
+        } else {
+            let of = |((protocol, port), _): &((u8, u16), _)| number(*protocol, *port);
+            listeners.binary_search_by_key(&number(protocol, port), of).ok()
+        };
+        match found {
+            Some(at) => Some(listeners[at].1),
+            None if service.ranges.is_empty() => None,
+            None => service.range(protocol, port),
         }
-        let at = listeners
-            .binary_search_by_key(&number(protocol, port), |((protocol, port), _)| number(*protocol, *port))
-            .ok()?;
-        Some(listeners[at].1)
+    }
+
+    /// The number of a zone, which gets one if it has none.
+    pub(crate) fn zone(&mut self, name: &Arc<str>) -> Zone {
+        if name.is_empty() {
+            return Zone::NONE;
+        }
+        let at = self.zones.iter().position(|zone| zone == name).unwrap_or_else(|| {
+            Arc::make_mut(&mut self.zones).push(name.clone());
+            self.zones.len() - 1
+        });
+        // More zones than numbers: flows of those beyond go to targets of all zones.
+        u16::try_from(at + 1).map_or(Zone::NONE, Zone)
+    }
+
+    /// The name of a zone; empty for none.
+    #[must_use]
+    pub fn zone_name(&self, zone: Zone) -> Arc<str> {
+        let name = usize::from(zone.0).checked_sub(1).and_then(|at| self.zones.get(at));
+        name.cloned().unwrap_or_default()
     }
 }

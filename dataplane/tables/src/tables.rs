@@ -6,13 +6,13 @@ use std::sync::Arc;
 
 use postern_wire::Family;
 
-use crate::check::{self, Checked, CheckedGroup, Checker, Keys, Names, Network, Objects, World};
+use crate::check::{self, Checked, CheckedGroup, CheckedTarget, Checker, Keys, Names, Network, Objects, World};
 use crate::compile::compile_onto;
 use crate::declaration::{self, Declaration, Route};
 use crate::error::{Errors, Problem};
 use crate::place::{Base, Placed, Placing, Removed};
 use crate::resource::{Change, Resource, ResourceKey, ResourceKind};
-use crate::snapshot::{Endpoint, EndpointIndex, Generation, ProxyProtocol, Snapshot};
+use crate::snapshot::{Endpoint, EndpointIndex, Generation, ProxyProtocol, Snapshot, Zone};
 use crate::usable::{Health, Usable};
 
 /// What errors call a change that did not come from a file.
@@ -177,6 +177,10 @@ impl Tables {
             vpc: self.snapshot.vpcs[first.vpc.at()].id.clone(),
             service: self.snapshot.services[first.service.at()].id.to_string(),
             addresses: addresses.iter().map(|endpoint| endpoint.address.to_string()).collect(),
+            zones: match addresses.iter().all(|endpoint| endpoint.zone == Zone::NONE) {
+                true => Vec::new(),
+                false => addresses.iter().map(|at| self.snapshot.zone_name(at.zone).to_string()).collect(),
+            },
             mtu: placed.written.0.then_some(i64::from(first.mtu)),
             echo: placed.written.1.then_some(first.echo),
             security_groups: self.snapshot.security_group_names(&first.security_groups),
@@ -200,7 +204,16 @@ impl Tables {
             slots: group.slots as usize,
             health: group.health.clone(),
             proxy_protocol: written.proxy_protocol.unwrap_or_default(),
-            targets: targets.map(|target| (target.address, target.port, target.weight)).collect(),
+            sticky_seconds: group.sticky_seconds,
+            targets: targets
+                .map(|target| CheckedTarget {
+                    address: target.address,
+                    port: target.port,
+                    weight: target.weight,
+                    mapped_port: target.mapped_port,
+                    zone: self.snapshot.zone_name(target.zone),
+                })
+                .collect(),
         }
     }
 
@@ -286,7 +299,7 @@ impl Tables {
         // Whom a listener leads to depends on the families of its groups; a header is for TCP listeners only.
         groups.extend(edits.iter().filter_map(|(key, new)| match new {
             Some(Resource::TargetGroup(group))
-                if self.changes_family(group) || group.proxy_protocol.unwrap_or_default() != ProxyProtocol::Off =>
+                if self.changes_listeners(group) || group.proxy_protocol.unwrap_or_default() != ProxyProtocol::Off =>
             {
                 Some(key.name.as_str())
             }
@@ -321,6 +334,13 @@ impl Tables {
             touched.extend(users.map(|endpoint| (ResourceKind::Endpoint, endpoint.id.to_string())));
         }
         touched
+    }
+
+    /// Whether a listener's say of its groups would be another: their family, or whether clients stay with their targets.
+    fn changes_listeners(&self, group: &declaration::TargetGroup) -> bool {
+        let before = self.declared.groups.get(&group.name);
+        let is_sticky = |group: &declaration::TargetGroup| group.sticky_seconds.is_some();
+        self.changes_family(group) || before.is_some_and(|before| is_sticky(before) != is_sticky(group))
     }
 
     /// Whether a group's targets will be of another family than now.

@@ -3,6 +3,8 @@
 use std::collections::HashMap;
 use std::net::IpAddr;
 
+use crate::check::CheckedTarget;
+
 /// What a target may have.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub enum Usable {
@@ -85,9 +87,9 @@ impl Health {
     }
 
     /// Forgets the targets of a group that are not among `targets`.
-    pub(crate) fn keep(&mut self, group: &str, targets: &[(IpAddr, u16, u16)]) {
+    pub(crate) fn keep(&mut self, group: &str, targets: &[CheckedTarget]) {
         if let Some(known) = self.groups.get_mut(group) {
-            known.retain(|&(address, port), _| targets.iter().any(|target| (target.0, target.1) == (address, port)));
+            known.retain(|known, _| targets.iter().any(|target| (target.address, target.port) == *known));
         }
     }
 
@@ -96,12 +98,13 @@ impl Health {
         self.groups.remove(group);
     }
 
-    /// What becomes of the targets of a group: address, port and weight.
-    pub(crate) fn verdict(&self, group: &str, targets: &[(IpAddr, u16, u16)]) -> GroupVerdict {
-        let usable = |&(address, port, _): &(IpAddr, u16, u16)| self.of(group, (address, port));
-        let fail_open = targets.iter().any(|target| target.2 > 0)
-            && !targets.iter().any(|target| target.2 > 0 && usable(target) == Usable::Usable);
-        let share = |target| if fail_open || usable(target) == Usable::Usable { target.2 } else { 0 };
+    /// What becomes of the targets of a group.
+    pub(crate) fn verdict(&self, group: &str, targets: &[CheckedTarget]) -> GroupVerdict {
+        let usable = |target: &CheckedTarget| self.of(group, (target.address, target.port));
+        let fail_open = targets.iter().any(|target| target.weight > 0)
+            && !targets.iter().any(|target| target.weight > 0 && usable(target) == Usable::Usable);
+        let share =
+            |target: &CheckedTarget| if fail_open || usable(target) == Usable::Usable { target.weight } else { 0 };
         GroupVerdict {
             shares: targets.iter().map(share).collect(),
             cut: targets.iter().map(|target| !fail_open && usable(target) == Usable::CutFlows).collect(),

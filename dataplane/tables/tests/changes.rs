@@ -176,17 +176,26 @@ fn lives_on(old: &Snapshot, new: &Snapshot) {
 }
 
 fn group() -> impl Strategy<Value = Resource> {
-    let target = (10u8..16, 0u16..2, 0i64..3).prop_map(|(host, port, weight)| Target {
+    let zone = prop_oneof![4 => Just(None), 2 => Just(Some("a")), 2 => Just(Some("b")), 1 => Just(Some("-B"))];
+    let target = (10u8..16, 0u16..2, 0i64..3, zone).prop_map(|(host, port, weight, zone)| Target {
         address: format!("192.168.0.{host}"),
         port: i64::from(8080 + port),
         weight: (weight < 2).then_some(weight),
+        mapped_port: None,
+        zone: zone.map(str::to_owned),
     });
-    (0u8..4, prop::collection::vec(target, 0..4)).prop_map(|(name, targets)| {
+    let sticky = prop_oneof![4 => Just(None), 1 => Just(Some(9)), 1 => Just(Some(0))];
+    let group = (0u8..4, prop::collection::vec(target, 0..4), prop::bool::weighted(0.2), sticky);
+    group.prop_map(|(name, mut targets, mapped, sticky_seconds)| {
+        for (at, target) in targets.iter_mut().enumerate().filter(|_| mapped) {
+            target.mapped_port = Some(80 + at as i64);
+        }
         Resource::TargetGroup(TargetGroup {
             name: format!("group-{name}"),
             vpc: "vpc-provider".to_owned(),
             snat_pool: "pool".to_owned(),
             slots: None,
+            sticky_seconds,
             targets,
             ..TargetGroup::default()
         })
@@ -194,18 +203,24 @@ fn group() -> impl Strategy<Value = Resource> {
 }
 
 fn balancer() -> impl Strategy<Value = Resource> {
-    let listener = (any::<bool>(), 80i64..83, prop::collection::btree_map(0u8..5, 0i64..3, 1..3));
-    let listener = listener.prop_map(|(udp, port, groups)| Listener {
+    let ports = prop_oneof![5 => (80i64..83).prop_map(|port| (port, None)), 1 => (80i64..84, 80i64..84).prop_map(
+        |(first, last)| (0, Some(format!("{first}-{last}")))
+    )];
+    let listener = (any::<bool>(), ports, prop::collection::btree_map(0u8..5, 0i64..3, 1..3));
+    let listener = listener.prop_map(|(udp, (port, ports), groups)| Listener {
         protocol: if udp { Protocol::Udp } else { Protocol::Tcp },
         port,
+        ports,
         target_groups: groups
             .into_iter()
             .map(|(name, weight)| WeightedGroup { name: format!("group-{name}"), weight: Some(weight) })
             .collect(),
         ..Listener::default()
     });
-    (0u8..4, prop::collection::vec(listener, 0..3)).prop_map(|(name, listeners)| {
-        Resource::LoadBalancer(LoadBalancer { name: format!("balancer-{name}"), listeners, ..LoadBalancer::default() })
+    let cross_zone = prop::option::of(any::<bool>());
+    (0u8..4, prop::collection::vec(listener, 0..3), cross_zone).prop_map(|(name, listeners, cross_zone)| {
+        let name = format!("balancer-{name}");
+        Resource::LoadBalancer(LoadBalancer { name, listeners, cross_zone, ..LoadBalancer::default() })
     })
 }
 
@@ -226,14 +241,17 @@ fn endpoint() -> impl Strategy<Value = Resource> {
     ];
     let addresses = prop::collection::vec(address, 1..3);
     let mtu = prop_oneof![6 => Just(None), 2 => Just(Some(1500)), 1 => Just(Some(5))];
-    (0u8..12, 0u8..5, 0usize..8, addresses, mtu, prop::option::of(any::<bool>())).prop_map(
-        |(id, service, vpc, addresses, mtu, echo)| {
+    let zones =
+        prop_oneof![3 => Just(vec![]), 2 => Just(vec!["a"]), 2 => Just(vec!["", "b"]), 1 => Just(vec!["b", "a"])];
+    (0u8..12, 0u8..5, 0usize..8, addresses, mtu, prop::option::of(any::<bool>()), zones).prop_map(
+        |(id, service, vpc, addresses, mtu, echo, zones)| {
             let vpcs = ["vpc-a", "vpc-a", "vpc-a", "vpc-b", "vpc-b", "vpc-b", "vpc-provider", "vpc-none"];
             Resource::Endpoint(Endpoint {
                 id: format!("vpce-{id}"),
                 vpc: vpcs[vpc].to_owned(),
                 service: format!("vpce-svc-{service}"),
                 addresses,
+                zones: zones.into_iter().map(str::to_owned).collect(),
                 mtu,
                 echo,
                 ..Endpoint::default()
@@ -318,7 +336,7 @@ proptest! {
             name: format!("group-{at}"),
             vpc: "vpc-provider".to_owned(),
             snat_pool: "pool".to_owned(),
-            targets: vec![Target { address: format!("192.168.0.{}", 20 + at), port: 80, weight: None }],
+            targets: vec![Target { address: format!("192.168.0.{}", 20 + at), port: 80, ..Target::default() }],
             ..TargetGroup::default()
         });
         let balancer = |at| Resource::LoadBalancer(LoadBalancer {

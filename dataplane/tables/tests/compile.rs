@@ -298,7 +298,7 @@ fn large(endpoints: u32, services: u32, targets: u32) -> Declaration {
                 .map(|target| declaration::Target {
                     address: Ipv4Addr::from_bits(0xac10_0101 + number * targets + target).to_string(),
                     port: 443,
-                    weight: None,
+                    ..declaration::Target::default()
                 })
                 .collect(),
             ..declaration::TargetGroup::default()

@@ -61,7 +61,7 @@ fn what_is_not_toml_or_unknown_is_named_with_its_line() {
         (
             "port = 8080",
             "prot = 8080",
-            r#"line 54: unknown field `prot`, expected one of `address`, `port`, `weight`, in: prot = 8080"#,
+            r#"line 54: unknown field `prot`, expected one of `address`, `port`, `weight`, `mapped_port`, `zone`, in: prot = 8080"#,
         ),
         (
             "[[service]]",
@@ -752,4 +752,42 @@ fn a_reload_beyond_the_room_of_the_process_is_refused() {
          restart"
     );
     assert_eq!(check(LAB).reload(&small).unwrap().limits.endpoints, 2);
+}
+
+#[test]
+fn zones_port_ranges_mapped_ports_and_stickiness_that_make_no_sense_are_refused() {
+    each_says(&[
+        (
+            "address = \"192.168.0.11\"\nport = 8080",
+            "address = \"192.168.0.11\"\nport = 8080\nzone = \"A\"",
+            r#"target_group[0].target[1].zone = "A": is not a zone; allowed is 1 to 64 of a-z, 0-9 and -"#,
+        ),
+        (
+            "address = \"192.168.0.11\"\nport = 8080",
+            "address = \"192.168.0.11\"\nport = 8080\nmapped_port = 0",
+            r#"target_group[0].target[0].mapped_port = "": is required; allowed is 1 to 65535, because other targets of the group have one
+            target_group[0].target[1].mapped_port = 0: is out of range; allowed is 1 to 65535
+            target_group[0].target[2].mapped_port = "": is required; allowed is 1 to 65535, because other targets of the group have one"#,
+        ),
+        (
+            "snat_pool = \"pool\"",
+            "snat_pool = \"pool\"\nsticky_seconds = 604801",
+            "target_group[0].sticky_seconds = 604801: is out of range; allowed is 1 to 604800 seconds",
+        ),
+        (
+            "protocol = \"udp\"\nport = 53",
+            "protocol = \"udp\"\nports = \"60-50\"",
+            r#"load_balancer[0].listener[0].ports = "60-50": is not a range of ports; allowed is FIRST-LAST within 1-65535"#,
+        ),
+        (
+            "protocol = \"udp\"\nport = 53",
+            "protocol = \"tcp\"\nports = \"70-90\"",
+            "load_balancer[0].listener[1].port = 80: gives tcp port 80 of the load balancer to a second listener; the first is load_balancer[0].listener[0].ports",
+        ),
+        (
+            "addresses = [\"10.0.0.10\"]",
+            "addresses = [\"10.0.0.10\"]\nzones = [\"a\", \"b\"]",
+            r#"endpoint[0].zones = "a, b": is not 2 zones for 1 addresses; allowed is one for each"#,
+        ),
+    ]);
 }

@@ -210,8 +210,8 @@ impl Bed {
         };
         let mut workers: Vec<_> = (0..workers).map(make).collect();
         let counters = workers.iter().map(|worker| Arc::clone(worker.counters())).collect();
-        let limits = Arc::new(SharedLimits::new(counters));
-        workers.iter_mut().for_each(|worker| worker.share_limits(Arc::clone(&limits)));
+        let limits = Arc::new(SharedState::new(counters));
+        workers.iter_mut().for_each(|worker| worker.share(Arc::clone(&limits)));
         Self {
             workers,
             outbox: Outbox::new(128),

@@ -1,5 +1,6 @@
 //! The forwarder with whole frames: each test is a sentence of what it must do.
 
+mod balancing;
 mod bed;
 mod budgets;
 mod connections;

@@ -298,6 +298,8 @@ pub struct TargetGroup {
     pub deregistration_ends_flows: ::core::option::Option<bool>,
     #[prost(enumeration = "ProxyProtocol", optional, tag = "10")]
     pub proxy_protocol: ::core::option::Option<i32>,
+    #[prost(uint32, optional, tag = "20")]
+    pub sticky_seconds: ::core::option::Option<u32>,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Target {
@@ -307,6 +309,10 @@ pub struct Target {
     pub port: u32,
     #[prost(uint32, optional, tag = "3")]
     pub weight: ::core::option::Option<u32>,
+    #[prost(uint32, optional, tag = "4")]
+    pub mapped_port: ::core::option::Option<u32>,
+    #[prost(string, optional, tag = "5")]
+    pub zone: ::core::option::Option<::prost::alloc::string::String>,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct HealthCheck {
@@ -337,11 +343,14 @@ pub struct LoadBalancer {
     pub security_groups: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
     #[prost(bool, optional, tag = "4")]
     pub enforce_on_private_link: ::core::option::Option<bool>,
+    #[prost(bool, optional, tag = "20")]
+    pub cross_zone: ::core::option::Option<bool>,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Listener {
     #[prost(enumeration = "Protocol", tag = "1")]
     pub protocol: i32,
+    /// 0 where there are ports
     #[prost(uint32, tag = "2")]
     pub port: u32,
     #[prost(uint32, optional, tag = "3")]
@@ -352,6 +361,8 @@ pub struct Listener {
     pub target_groups: ::prost::alloc::vec::Vec<WeightedGroup>,
     #[prost(bool, optional, tag = "6")]
     pub reset_on_expiry: ::core::option::Option<bool>,
+    #[prost(string, optional, tag = "20")]
+    pub ports: ::core::option::Option<::prost::alloc::string::String>,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct WeightedGroup {
@@ -384,6 +395,9 @@ pub struct Endpoint {
     pub echo: ::core::option::Option<bool>,
     #[prost(string, repeated, tag = "7")]
     pub security_groups: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// of each address; empty for none
+    #[prost(string, repeated, tag = "20")]
+    pub zones: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
 }
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
 #[repr(i32)]

@@ -25,12 +25,12 @@ pub(super) fn endpoints_lead_somewhere(checker: &mut Checker<'_>, objects: &Obje
     };
     let keys = checker.keys;
     for (at, endpoint) in objects.endpoints.iter().enumerate() {
-        let narrow = endpoint.addresses.iter().enumerate().find(|(_, address)| address.is_ipv4());
+        let narrow = endpoint.addresses.iter().enumerate().find(|(_, (address, _))| address.is_ipv4());
         if let Some((position, address)) = narrow
             && families.is_wide_only(&endpoint.service)
         {
             let key = format!("{}.addresses[{position}]", keys.place("endpoint", at, &endpoint.id));
-            checker.error(key, &address.to_string(), Problem::OnlyIpv6Targets(endpoint.service.clone()));
+            checker.error(key, &address.0.to_string(), Problem::OnlyIpv6Targets(endpoint.service.clone()));
         }
     }
     let Some(world) = world else { return };

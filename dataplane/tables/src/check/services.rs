@@ -1,7 +1,6 @@
 //! Target groups, load balancers, services and endpoints.
 
 use std::collections::{BTreeSet, HashMap};
-use std::net::IpAddr;
 use std::sync::Arc;
 
 use postern_selection::MaglevTable;
@@ -10,7 +9,10 @@ use postern_wire::Family;
 use super::health;
 use super::network::{Facts, LEAST_MTU, LocalKey, Network};
 use super::security;
-use super::{CheckedBalancer, CheckedEndpoint, CheckedGroup, CheckedListener, CheckedService, Checker, Names, World};
+use super::{
+    CheckedBalancer, CheckedEndpoint, CheckedGroup, CheckedListener, CheckedService, CheckedTarget, Checker, Names,
+    World, text,
+};
 use crate::declaration::{self, Declaration, Protocol};
 use crate::error::Problem;
 use crate::resource::ResourceKind;
@@ -18,6 +20,8 @@ use crate::snapshot::{self, ProxyProtocol};
 
 /// Largest weight.
 const WEIGHT: i64 = 999;
+/// Why a group that maps ports has no stickiness.
+const MAPPED_IS_STICKY: &str = "for a group that maps ports, where the port says which target it is; leave it out";
 
 pub(super) fn groups(
     checker: &mut Checker<'_>,
@@ -56,6 +60,12 @@ pub(super) fn groups(
             slots,
             health: Arc::new(health::settings(checker, &|field| key(at, field), written)),
             proxy_protocol: written.proxy_protocol.unwrap_or_default(),
+            sticky_seconds: written.sticky_seconds.map_or(0, |seconds| {
+                if written.targets.iter().any(|target| target.mapped_port.is_some()) {
+                    checker.error(key(at, "sticky_seconds"), seconds, Problem::Form(MAPPED_IS_STICKY.to_owned()));
+                }
+                checker.number(&|| key(at, "sticky_seconds"), seconds, (1, 604_800), " seconds") as u32
+            }),
             targets,
         });
     }
@@ -88,11 +98,28 @@ fn targets(
     written: &declaration::TargetGroup,
     vpc: Option<usize>,
     facts: &Facts,
-) -> Vec<(IpAddr, u16, u16)> {
+) -> Vec<CheckedTarget> {
     let key = |at: usize, field: &str| format!("{}.target[{at}].{field}", group());
     let mut first = HashMap::new();
-    let mut checked = Vec::new();
+    let mut checked: Vec<CheckedTarget> = Vec::new();
+    let mut mapped = HashMap::new();
+    let maps = written.targets.iter().any(|target| target.mapped_port.is_some());
     for (at, target) in written.targets.iter().enumerate() {
+        let mapped_port = match target.mapped_port {
+            Some(port) => checker.number(&|| key(at, "mapped_port"), port, (1, 65_535), "") as u16,
+            None => 0,
+        };
+        if maps && target.mapped_port.is_none() {
+            let problem = Problem::Missing("1 to 65535, because other targets of the group have one");
+            checker.error(key(at, "mapped_port"), "", problem);
+        } else if let Some(earlier) = mapped.insert(mapped_port, at).filter(|_| maps) {
+            checker.error(
+                key(at, "mapped_port"),
+                i64::from(mapped_port),
+                Problem::Duplicate(key(earlier, "mapped_port")),
+            );
+        }
+        let zone = checker.zone(|| key(at, "zone"), target.zone.as_deref());
         let port = checker.number(&|| key(at, "port"), target.port, (1, 65_535), "") as u16;
         let weight = checker.number(&|| key(at, "weight"), target.weight.unwrap_or(1), (0, WEIGHT), "") as u16;
         let Some(address) = checker.address(&|| key(at, "address"), &target.address) else { continue };
@@ -104,7 +131,7 @@ fn targets(
                 checker.error(key(at, "address"), &target.address, problem);
             }
         }
-        let (family, of_first) = (Family::of(address), checked.first().map(|first: &(IpAddr, u16, u16)| first.0));
+        let (family, of_first) = (Family::of(address), checked.first().map(|first| first.address));
         if let Some(first) = of_first.map(Family::of).filter(|first| *first != family) {
             checker.error(key(at, "address"), &target.address, Problem::OtherFamily { family, first });
             continue;
@@ -112,7 +139,7 @@ fn targets(
         match first.get(&(address, port)) {
             None => {
                 first.insert((address, port), at);
-                checked.push((address, port, weight));
+                checked.push(CheckedTarget { address, port, weight, mapped_port, zone });
             }
             Some(&earlier) => {
                 let problem = Problem::Duplicate(format!("{} with the same port", key(earlier, "address")));
@@ -174,20 +201,27 @@ pub(super) fn load_balancers(
         let security_groups = security::references(checker, &key, &written.security_groups, declaration, world);
         let enforced = written.enforce_on_private_link.unwrap_or(true);
         let mut listeners = Vec::new();
-        let mut taken = HashMap::new();
+        let mut taken: Vec<(Ports, String)> = Vec::new();
         for (position, listener) in written.listeners.iter().enumerate() {
             let prefix = format!("{}.listener[{position}]", place(at));
             let checked = check_listener(checker, &prefix, listener, (&groups, &declaration.target_groups), world);
-            let flows = (checked.protocol, checked.port);
-            if let Some(first) = taken.insert(flows, format!("{prefix}.port")) {
-                checker.error(format!("{prefix}.port"), listener.port, listener_twice(flows, "load balancer", first));
+            let flows = Ports { protocol: checked.protocol, first: checked.port, last: checked.last_port };
+            if let Some((port, first)) = overlap(&taken, flows) {
+                let problem = listener_twice((flows.protocol, port), "load balancer", first.clone());
+                match &listener.ports {
+                    Some(ports) => checker.error(format!("{prefix}.ports"), ports, problem),
+                    None => checker.error(format!("{prefix}.port"), listener.port, problem),
+                }
             }
+            let key = if listener.ports.is_some() { "ports" } else { "port" };
+            taken.push((flows, format!("{prefix}.{key}")));
             listeners.push(checked);
         }
         checked.push(CheckedBalancer {
             name: written.name.clone(),
             listeners,
             security_groups: if enforced { security_groups } else { Vec::new() },
+            cross_zone: written.cross_zone.unwrap_or(false),
         });
     }
     checked
@@ -236,14 +270,57 @@ fn check_listener(
     checker.unique(written.target_groups.iter().map(|group| group.name.as_str()), |at| {
         format!("{prefix}.target_groups[{at}].name")
     });
+    let (port, last_port) = listener_ports(checker, &key, written);
     CheckedListener {
         protocol: if tcp { 6 } else { 17 },
-        port: checker.number(&|| key("port"), written.port, (1, 65_535), "") as u16,
+        port,
+        last_port,
         shares,
         idle_seconds: checker.number(&|| key("idle_seconds"), idle, idle_range, unit) as u16,
         mss,
         reset_on_expiry,
     }
+}
+
+/// First and last port.
+fn listener_ports(
+    checker: &mut Checker<'_>,
+    key: &dyn Fn(&str) -> String,
+    written: &declaration::Listener,
+) -> (u16, u16) {
+    let Some(ports) = &written.ports else {
+        let port = checker.number(&|| key("port"), written.port, (1, 65_535), "") as u16;
+        return (port, port);
+    };
+    if written.port != 0 {
+        let problem = Problem::Form("beside port; allowed is one of the two".to_owned());
+        checker.error(key("ports"), ports, problem);
+    }
+    match text::ports(ports).filter(|range| *range.start() > 0) {
+        Some(range) => range.into_inner(),
+        None => {
+            let form = "a range of ports; allowed is FIRST-LAST within 1-65535".to_owned();
+            checker.error(key("ports"), ports, Problem::Form(form));
+            (1, 1)
+        }
+    }
+}
+
+/// The ports of a listener, both included.
+#[derive(Clone, Copy)]
+pub(super) struct Ports {
+    pub(super) protocol: u8,
+    pub(super) first: u16,
+    pub(super) last: u16,
+}
+
+/// A port that a listener would take from one before, and what that one is.
+fn overlap<T>(taken: &[(Ports, T)], ports: Ports) -> Option<(u16, &T)> {
+    let common = |other: Ports| {
+        let meet = other.protocol == ports.protocol && other.first <= ports.last && ports.first <= other.last;
+        meet.then(|| other.first.max(ports.first))
+    };
+    taken.iter().find_map(|(other, of)| Some((common(*other)?, of)))
 }
 
 pub(super) fn services(
@@ -261,7 +338,7 @@ pub(super) fn services(
     for (at, written) in declaration.services.iter().enumerate() {
         checker.identifier(|| key(at), &written.id, "vpce-svc-");
         let mut balancers: Vec<String> = Vec::new();
-        let mut taken = HashMap::new();
+        let mut taken: Vec<(Ports, (&String, usize, usize))> = Vec::new();
         for (position, name) in written.load_balancers.iter().enumerate() {
             let key = || format!("{}.load_balancers[{position}]", place(at));
             if !checker.refers(key, name, &names, world.map(|world| (world, ResourceKind::LoadBalancer))) {
@@ -273,23 +350,29 @@ pub(super) fn services(
             }
             balancers.push(name.clone());
             let found = names.find(name);
-            let listeners: Vec<(u8, u16)> = match (found, world) {
+            let listeners: Vec<Ports> = match (found, world) {
                 (Some(found), _) => {
-                    load_balancers[found].listeners.iter().map(|listener| (listener.protocol, listener.port)).collect()
+                    let ports = |listener: &CheckedListener| Ports {
+                        protocol: listener.protocol,
+                        first: listener.port,
+                        last: listener.last_port,
+                    };
+                    load_balancers[found].listeners.iter().map(ports).collect()
                 }
                 (None, Some(world)) => world.listeners(name),
                 (None, None) => Vec::new(),
             };
             for (number, flows) in listeners.into_iter().enumerate() {
-                match taken.insert(flows, (name, found.unwrap_or(usize::MAX), number)) {
+                match overlap(&taken, flows) {
                     // Two of one load balancer were reported there.
-                    Some((other, other_at, number)) if other != name => {
-                        let other = keys.place("load_balancer", other_at, other);
+                    Some((port, (other, other_at, number))) if *other != name => {
+                        let other = keys.place("load_balancer", *other_at, other);
                         let first = format!("{other}.listener[{number}].port");
-                        checker.error(key(), name, listener_twice(flows, "service", first));
+                        checker.error(key(), name, listener_twice((flows.protocol, port), "service", first));
                     }
                     _ => {}
                 }
+                taken.push((flows, (name, found.unwrap_or(usize::MAX), number)));
             }
         }
         checked.push(CheckedService { id: written.id.clone(), load_balancers: balancers });
@@ -326,6 +409,14 @@ pub(super) fn endpoints(
         {
             checker.error(key(at, "vpc"), &written.vpc, Problem::NoAttachment);
         }
+        if !written.zones.is_empty() && written.zones.len() != written.addresses.len() {
+            let form = format!(
+                "{} zones for {} addresses; allowed is one for each",
+                written.zones.len(),
+                written.addresses.len()
+            );
+            checker.error(key(at, "zones"), &written.zones.join(", "), Problem::Form(form));
+        }
         if written.addresses.is_empty() {
             checker.error(key(at, "addresses"), "", Problem::Missing("at least one address of the consumer's VPC"));
         }
@@ -336,9 +427,11 @@ pub(super) fn endpoints(
             if let Some(vpc) = vpc {
                 network.claim(checker, vpc, place, address);
             }
-            addresses.push(address);
+            let zone = written.zones.get(position).map(String::as_str).filter(|zone| !zone.is_empty());
+            let zone = checker.zone(|| format!("{}[{position}]", key(at, "zones")), zone);
+            addresses.push((address, zone));
         }
-        if addresses.iter().any(IpAddr::is_ipv6)
+        if addresses.iter().any(|(address, _)| address.is_ipv6())
             && let Some(mtu) = mtu.filter(|mtu| *mtu < LEAST_MTU)
         {
             let range = (i64::from(LEAST_MTU), 65_535);

@@ -2,6 +2,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::ops::RangeInclusive;
+use std::sync::Arc;
 
 use postern_wire::IpPrefix;
 
@@ -104,6 +105,16 @@ impl Checker<'_> {
         } else if value.len() > 128 || !value.bytes().all(fits) {
             self.error(key(), value, Problem::Form(format!("a name; allowed is {ALLOWED}")));
         }
+    }
+
+    /// A zone: 1…64 of a-z, 0-9 and `-`; empty where none is written.
+    pub(super) fn zone(&mut self, key: impl FnOnce() -> String, value: Option<&str>) -> Arc<str> {
+        let fits = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
+        let Some(value) = value else { return Arc::default() };
+        if value.is_empty() || value.len() > 64 || !value.bytes().all(fits) {
+            self.error(key(), value, Problem::Form("a zone; allowed is 1 to 64 of a-z, 0-9 and -".to_owned()));
+        }
+        value.into()
     }
 
     /// An identifier: `prefix` and 1…64 of a-z, 0-9 and `-`.

@@ -6,6 +6,7 @@ use std::net::IpAddr;
 use postern_wire::Family;
 
 use super::Keys;
+use super::services::Ports;
 use crate::declaration;
 use crate::place::{Base, Placed};
 use crate::resource::ResourceKind;
@@ -32,8 +33,11 @@ impl<'a> World<'a> {
     }
 
     /// IP protocol numbers and ports of a load balancer's listeners, as declared.
-    pub(super) fn listeners(&self, load_balancer: &str) -> Vec<(u8, u16)> {
-        self.placed.listeners(load_balancer).iter().map(|(flows, _)| *flows).collect()
+    pub(super) fn listeners(&self, load_balancer: &str) -> Vec<Ports> {
+        let listeners = self.placed.listeners(load_balancer).iter();
+        let listeners = listeners.filter_map(|(_, index)| self.snapshot.listeners.get(index.at()));
+        let ports = listeners.map(|one| Ports { protocol: one.protocol, first: one.port, last: one.last_port });
+        ports.collect()
     }
 
     /// The key of what has an address in a VPC (declared index).
