@@ -151,7 +151,7 @@ fn everything(size: Size) -> Vec<Resource> {
     let services = (0..size.services).flat_map(|number| {
         let target = |last: u32| {
             let [_, a, b, c] = (256 + number * TARGETS + last).to_be_bytes();
-            Target { address: format!("10.{}.{b}.{c}", 1 + a), port: 8080, weight: None }
+            Target { address: format!("10.{}.{b}.{c}", 1 + a), port: 8080, ..Target::default() }
         };
         let group = TargetGroup {
             name: format!("group-{number}"),

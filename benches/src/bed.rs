@@ -238,7 +238,11 @@ fn declare(targets: u8, ends: Ends) -> Declaration {
             vpc: provider,
             snat_pool: name("pool"),
             targets: (1..=targets)
-                .map(|at| declaration::Target { address: format!("{target}{at}"), port: 8443, weight: None })
+                .map(|at| declaration::Target {
+                    address: format!("{target}{at}"),
+                    port: 8443,
+                    ..declaration::Target::default()
+                })
                 .collect(),
             ..declaration::TargetGroup::default()
         }],

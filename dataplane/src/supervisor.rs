@@ -204,7 +204,7 @@ fn forward(
     let mut forwarder =
         Forwarder::new(&config, region.bytes_mut(), snapshot, plan.ownership.clone(), link.counters.clone())
             .map_err(|source| WorkerError::Forwarder { worker, source })?;
-    forwarder.share_limits(shared.limits.clone());
+    forwarder.share(shared.limits.clone());
     let mut running = Worker::new(worker, devices, forwarder, shared, tables_version);
     if let Some(started) = first.take() {
         info!(worker, cpu = ?plan.cpus.get(worker), "worker started");

@@ -264,9 +264,28 @@ pub struct SnatPoolSpec {
     pub ports: Option<String>,
     /// How long a freed port rests, 0…240 seconds (60).
     pub rest_seconds: Option<u16>,
+    /// Those of `addresses` that get no new flows; live ones go on. Needs [`feature::BUDGETS`].
+    #[schema(value_type = Vec<String>)]
+    pub draining: Vec<IpAddr>,
+    /// What a client is told whose flow cannot be opened for want of ports, or because of a limit of its endpoint. Other than
+    /// `drop` it needs [`feature::BUDGETS`].
+    pub exhausted: Exhausted,
     /// Addresses that a given gateway holds; the others are placed by hash.
     #[schema(value_type = BTreeMap<String, String>)]
     pub pinned: BTreeMap<IpAddr, String>,
+}
+
+/// What a client is told whose flow cannot be opened.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Exhausted {
+    /// Nothing.
+    #[default]
+    Drop,
+    /// A RST, for TCP.
+    Reset,
+    /// ICMP destination unreachable.
+    Unreachable,
 }
 
 /// Which gateway holds each address of a pool.
@@ -310,6 +329,9 @@ pub struct TargetGroupSpec {
     /// The PROXY protocol header, version 2, that tells targets who is calling; TCP only. Other than `off` it needs
     /// [`feature::PROXY_PROTOCOL`].
     pub proxy_protocol: ProxyProtocol,
+    /// How long a client's new flows go to the target of its last one, 1…604800 seconds after that; `None`: each flow is sent
+    /// by itself. Needs [`feature::STICKINESS`].
+    pub sticky_seconds: Option<u32>,
     /// The targets.
     pub targets: Vec<TargetSpec>,
 }
@@ -354,7 +376,11 @@ pub struct TargetSpec {
     /// Share of the group's new flows, 0…999 (1); 0: no new flows.
     #[serde(default = "one")]
     pub weight: u16,
-    /// Availability zone.
+    /// Port of the listener, 1…65535, whose flows all go to this target, and to no other; either all targets of a group have
+    /// one or none. Needs [`feature::PORT_MAPPING`].
+    #[serde(default)]
+    pub mapped_port: Option<u16>,
+    /// Availability zone; needs [`feature::ZONES`].
     #[serde(default)]
     pub zone: Option<String>,
 }
@@ -453,7 +479,7 @@ pub enum TargetHealth {
 pub struct LoadBalancerSpec {
     /// What it listens on; one for a protocol and port.
     pub listeners: Vec<ListenerSpec>,
-    /// Whether targets of other zones get flows (default); `false` needs [`feature::ZONES`].
+    /// Whether an endpoint address with a zone gets targets of all zones, not of its own only (no).
     pub cross_zone: Option<bool>,
     /// Security groups; need [`feature::SECURITY_GROUPS`].
     pub security_groups: Vec<String>,
@@ -467,8 +493,10 @@ pub struct LoadBalancerSpec {
 pub struct ListenerSpec {
     /// Protocol.
     pub protocol: Protocol,
-    /// Port, 1…65535.
+    /// Port, 1…65535. This or `ports`.
     pub port: u16,
+    /// First and last port of a range within 1…65535, as `9092-9191`; needs [`feature::PORT_MAPPING`].
+    pub ports: Option<String>,
     /// Idle time of an established flow: TCP 60…6000 seconds (350), UDP 10…6000 seconds (120).
     pub idle_seconds: Option<u16>,
     /// Upper bound of the MSS option, 88…65495 bytes; TCP only.
@@ -549,8 +577,14 @@ pub struct EndpointSpec {
     pub echo: Option<bool>,
     /// Security groups; need [`feature::SECURITY_GROUPS`].
     pub security_groups: Vec<String>,
-    /// Most SNAT ports at a time; needs [`feature::BUDGETS`].
+    /// Most SNAT ports at a time, 1…16777216; needs [`feature::BUDGETS`].
     pub snat_port_budget: Option<u32>,
+    /// Most live flows, 1…16777216; needs [`feature::BUDGETS`].
+    pub max_flows: Option<u32>,
+    /// Most new flows in a second, 1…1000000; needs [`feature::BUDGETS`].
+    pub new_flows_per_second: Option<u32>,
+    /// Most bytes in a second, both directions together, 10000…100000000000; needs [`feature::BUDGETS`].
+    pub bytes_per_second: Option<u64>,
 }
 
 /// An address that an endpoint is to have.
@@ -687,7 +721,7 @@ pub mod feature {
     pub const SECURITY_GROUPS: &str = "security-groups";
     /// Targets by zone.
     pub const ZONES: &str = "zones";
-    /// Budgets of endpoints.
+    /// Limits of endpoints, what a client is told that meets one, and addresses of pools that drain.
     pub const BUDGETS: &str = "budgets";
     /// IPv6.
     pub const IPV6: &str = "ipv6";
@@ -695,6 +729,10 @@ pub mod feature {
     pub const HEALTH_CHECKS: &str = "health-checks";
     /// PROXY protocol headers.
     pub const PROXY_PROTOCOL: &str = "proxy-protocol";
+    /// Clients that stay with their targets.
+    pub const STICKINESS: &str = "stickiness";
+    /// Ports that each lead to one target, and listeners with many ports.
+    pub const PORT_MAPPING: &str = "port-mapping";
     /// A RST to both ends of flows that were idle for too long.
     pub const RESET_ON_EXPIRY: &str = "reset-on-expiry";
 }

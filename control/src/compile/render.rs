@@ -13,9 +13,9 @@ use sha2::{Digest, Sha256};
 use super::{Node, Releasing};
 use crate::catalog::State;
 use crate::catalog::model::{
-    AttachmentSpec, EndpointState, HealthCheckProtocol, HealthCheckSpec, Kind, ListenerSpec, Metadata, Object,
-    Protocol, ProxyProtocol, ReturnPath, RuleProtocol, SecurityRuleSpec, SnatPoolSpec, SnatPoolStatus, TargetGroupSpec,
-    TargetSpec,
+    AttachmentSpec, EndpointState, Exhausted, HealthCheckProtocol, HealthCheckSpec, Kind, ListenerSpec, Metadata,
+    Object, Protocol, ProxyProtocol, ReturnPath, RuleProtocol, SecurityRuleSpec, SnatPoolSpec, SnatPoolStatus,
+    TargetGroupSpec, TargetSpec,
 };
 
 /// Longest name that tables take, in characters.
@@ -130,10 +130,19 @@ fn pool(state: &State, gateway: &str, id: &str, releasing: &Releasing) -> (Vec<R
     let resource = declared::SnatPool {
         name: qualified(&pool.metadata),
         vpc: pool.spec.vpc.clone(),
+        draining: held
+            .clone()
+            .filter(|address| pool.spec.draining.contains(address))
+            .map(ToString::to_string)
+            .collect(),
         addresses: held.map(ToString::to_string).collect(),
+        exhausted: match pool.spec.exhausted {
+            Exhausted::Drop => None,
+            Exhausted::Reset => Some(declared::Exhausted::Reset),
+            Exhausted::Unreachable => Some(declared::Exhausted::Unreachable),
+        },
         ports: pool.spec.ports.clone(),
         rest_seconds: pool.spec.rest_seconds.map(i64::from),
-        ..declared::SnatPool::default()
     };
     (vec![Resource::SnatPool(resource)], vec![(Kind::Vpc, pool.spec.vpc.clone())])
 }
@@ -176,6 +185,8 @@ fn target(target: &TargetSpec) -> declared::Target {
         address: target.address.to_string(),
         port: target.port.into(),
         weight: Some(target.weight.into()),
+        mapped_port: target.mapped_port.map(i64::from),
+        zone: target.zone.clone(),
     }
 }
 
@@ -192,6 +203,7 @@ fn group(state: &State, id: &str) -> (Vec<Resource>, Vec<Node>) {
         deregistration_delay_seconds: group.spec.deregistration_delay_seconds.map(i64::from),
         deregistration_ends_flows: Some(group.spec.deregistration_ends_flows),
         proxy_protocol: Some(proxy_protocol(group.spec.proxy_protocol)),
+        sticky_seconds: group.spec.sticky_seconds.map(i64::from),
         targets: targets.iter().map(target).collect(),
     };
     (vec![Resource::TargetGroup(resource)], vec![(Kind::SnatPool, snat_pool.clone()), (Kind::Vpc, vpc.clone())])
@@ -241,6 +253,7 @@ fn balancer(state: &State, id: &str) -> (Vec<Resource>, Vec<Node>) {
         declared::Listener {
             protocol: protocol(listener.protocol),
             port: listener.port.into(),
+            ports: listener.ports.clone(),
             idle_seconds: listener.idle_seconds.map(i64::from),
             mss: listener.mss.map(i64::from),
             reset_on_expiry: listener.reset_on_expiry,
@@ -254,6 +267,7 @@ fn balancer(state: &State, id: &str) -> (Vec<Resource>, Vec<Node>) {
         listeners: listeners.iter().map(listener).collect(),
         security_groups,
         enforce_on_private_link: balancer.spec.enforce_on_private_link,
+        cross_zone: balancer.spec.cross_zone,
     };
     let groups: BTreeSet<&String> =
         listeners.iter().flat_map(|listener| listener.target_groups.iter().map(|group| &group.target_group)).collect();
@@ -296,6 +310,8 @@ fn endpoint(state: &State, gateway: &str, id: &str, releasing: &Releasing) -> (V
         endpoint.status.addresses.iter().filter(|held| {
             held.gateway.as_deref() == Some(gateway) && !releasing.contains(&(id.to_owned(), held.address))
         });
+    let zones: Vec<String> = held.clone().map(|held| held.zone.clone().unwrap_or_default()).collect();
+    let spec = &endpoint.spec;
     let (security_groups, mut leads_to) = guards(state, &endpoint.spec.security_groups);
     let resource = declared::Endpoint {
         id: id.to_owned(),
@@ -305,7 +321,11 @@ fn endpoint(state: &State, gateway: &str, id: &str, releasing: &Releasing) -> (V
         mtu: endpoint.spec.mtu.map(i64::from),
         echo: endpoint.spec.echo,
         security_groups,
-        ..declared::Endpoint::default()
+        zones: if zones.iter().all(String::is_empty) { Vec::new() } else { zones },
+        snat_port_budget: spec.snat_port_budget.map(i64::from),
+        max_flows: spec.max_flows.map(i64::from),
+        new_flows_per_second: spec.new_flows_per_second.map(i64::from),
+        bytes_per_second: spec.bytes_per_second.and_then(|bytes| i64::try_from(bytes).ok()),
     };
     leads_to.push((Kind::Service, endpoint.spec.service.clone()));
     (vec![Resource::Endpoint(resource)], leads_to)

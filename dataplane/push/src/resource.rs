@@ -90,6 +90,8 @@ impl TryFrom<&Resource> for proto::Resource {
                 addresses: pool.addresses.clone(),
                 ports: pool.ports.clone(),
                 rest_seconds: small("snat_pool.rest_seconds", pool.rest_seconds)?,
+                draining: pool.draining.clone(),
+                exhausted: pool.exhausted.map(|exhausted| from_exhausted(exhausted).into()),
             }),
             Resource::SecurityGroup(group) => Message::SecurityGroup(from_security_group(group)),
             Resource::TargetGroup(group) => Message::TargetGroup(from_group(group)?),
@@ -112,6 +114,10 @@ impl TryFrom<&Resource> for proto::Resource {
                 mtu: small("endpoint.mtu", endpoint.mtu)?,
                 echo: endpoint.echo,
                 security_groups: endpoint.security_groups.clone(),
+                snat_port_budget: small("endpoint.snat_port_budget", endpoint.snat_port_budget)?,
+                max_flows: small("endpoint.max_flows", endpoint.max_flows)?,
+                new_flows_per_second: small("endpoint.new_flows_per_second", endpoint.new_flows_per_second)?,
+                bytes_per_second: endpoint.bytes_per_second.map(large).transpose()?,
                 zones: endpoint.zones.clone(),
             }),
         };
@@ -133,7 +139,8 @@ impl TryFrom<proto::Resource> for Resource {
                 addresses: pool.addresses,
                 ports: pool.ports,
                 rest_seconds: pool.rest_seconds.map(i64::from),
-                ..declared::SnatPool::default()
+                draining: pool.draining,
+                exhausted: pool.exhausted.map(into_exhausted).transpose()?,
             }),
             Message::SecurityGroup(group) => Self::SecurityGroup(into_security_group(group)?),
             Message::TargetGroup(group) => Self::TargetGroup(into_group(group)?),
@@ -156,7 +163,11 @@ impl TryFrom<proto::Resource> for Resource {
                 echo: endpoint.echo,
                 security_groups: endpoint.security_groups,
                 zones: endpoint.zones,
-                ..declared::Endpoint::default()
+                snat_port_budget: endpoint.snat_port_budget.map(i64::from),
+                max_flows: endpoint.max_flows.map(i64::from),
+                new_flows_per_second: endpoint.new_flows_per_second.map(i64::from),
+                // More than the checks allow stays more than they allow.
+                bytes_per_second: endpoint.bytes_per_second.map(|bytes| i64::try_from(bytes).unwrap_or(i64::MAX)),
             }),
         })
     }
@@ -303,6 +314,25 @@ fn into_group(message: proto::TargetGroup) -> Result<declared::TargetGroup, Conv
     })
 }
 
+const fn from_exhausted(exhausted: declared::Exhausted) -> proto::Exhausted {
+    match exhausted {
+        declared::Exhausted::Drop => proto::Exhausted::Drop,
+        declared::Exhausted::Reset => proto::Exhausted::Reset,
+        declared::Exhausted::Unreachable => proto::Exhausted::Unreachable,
+    }
+}
+
+fn into_exhausted(message: i32) -> Result<declared::Exhausted, ConversionError> {
+    match proto::Exhausted::try_from(message) {
+        Ok(proto::Exhausted::Drop) => Ok(declared::Exhausted::Drop),
+        Ok(proto::Exhausted::Reset) => Ok(declared::Exhausted::Reset),
+        Ok(proto::Exhausted::Unreachable) => Ok(declared::Exhausted::Unreachable),
+        Ok(proto::Exhausted::Unspecified) | Err(_) => {
+            Err(ConversionError::Unknown { field: "snat_pool.exhausted", value: message.to_string() })
+        }
+    }
+}
+
 const fn from_proxy_protocol(header: declared::ProxyProtocol) -> proto::ProxyProtocol {
     match header {
         declared::ProxyProtocol::Off => proto::ProxyProtocol::Off,
@@ -412,6 +442,14 @@ fn small(field: &'static str, value: Option<i64>) -> Result<Option<u32>, Convers
     value.map(|value| number(field, value)).transpose()
 }
 
+fn large(value: i64) -> Result<u64, ConversionError> {
+    u64::try_from(value).map_err(|_| ConversionError::Range {
+        field: "endpoint.bytes_per_second",
+        value,
+        most: u32::MAX,
+    })
+}
+
 fn number(field: &'static str, value: i64) -> Result<u32, ConversionError> {
     u32::try_from(value).map_err(|_| ConversionError::Range { field, value, most: u32::MAX })
 }
@@ -448,6 +486,8 @@ mod tests {
         addresses = ["10.0.0.5", "10.0.0.6"]
         ports = "2000-3000"
         rest_seconds = 0
+        draining = ["10.0.0.6"]
+        exhausted = "reset"
         [[security_group]]
         name = "p/near"
         prefixes = ["10.0.0.0/8", "2001:db8::/32"]
@@ -500,6 +540,10 @@ mod tests {
         service = "vpce-svc-1"
         addresses = ["10.0.0.77"]
         zones = ["a"]
+        snat_port_budget = 1
+        max_flows = 2
+        new_flows_per_second = 3
+        bytes_per_second = 10000000000
         mtu = 1500
         echo = false
         security_groups = ["p/near"]

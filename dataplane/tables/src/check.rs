@@ -5,6 +5,7 @@ mod families;
 mod health;
 mod network;
 mod process;
+pub mod range;
 mod security;
 mod services;
 pub mod text;

@@ -3,6 +3,7 @@
 //!
 //! They need root (namespaces, packet sockets, BPF) and say so where they are skipped.
 
+mod balancing;
 mod bed;
 mod binary;
 mod conformance;

@@ -12,6 +12,7 @@ use postern_lab::topology::Controlled;
 use postern_lab::{Client, Topology, Way};
 use serde_json::Value;
 
+use crate::balancing::who_answers;
 use crate::bed::{Bed, eventually};
 use crate::traffic::{PingPong, Transfers};
 
@@ -170,4 +171,59 @@ fn a_gateway_that_starts_while_control_is_away_forwards_by_what_it_had_applied()
     for consumer in 0..2 {
         eventually("the endpoint answers without control", SOON, || answers(&bed, consumer));
     }
+}
+
+#[test]
+fn a_budget_stickiness_and_port_mapping_declared_over_the_api_hold_for_real_traffic() {
+    let Some(bed) = available() else { return };
+    let (_, declared) = asked(&bed);
+    let endpoint = &declared.endpoints[0];
+    run(&bed, PROVIDER, "target-group update page --sticky-seconds 600");
+    eventually("clients stay with their target", SOON, || who_answers(&bed, 0, network::page(), 30).len() == 1);
+
+    let vpc = postern_lab::declaration::VPCS[2];
+    let mut group = format!("target-group create brokers --vpc {vpc} --snat-pool pool");
+    for (at, target) in TARGETS.iter().enumerate() {
+        group.push_str(&format!(" --target {target}:{PAGE_PORT},mapped_port={}", 9100 + at));
+    }
+    run(&bed, PROVIDER, &group);
+    run(&bed, PROVIDER, "load-balancer create mapped --listener tcp:9100-9109=brokers");
+    run(&bed, PROVIDER, "service update service --load-balancer balancer --load-balancer mapped");
+    let to = |at: u16| std::net::SocketAddrV4::new(network::ENDPOINT, 9100 + at);
+    let quick = Client { deadline: Duration::from_millis(500) };
+    eventually("a mapped port answers", SOON, || bed.ask(0, |_| quick.ask_tcp(to(0), 0).is_ok()));
+    for at in 0..TARGETS.len() as u16 {
+        assert_eq!(who_answers(&bed, 0, to(at), 5), BTreeSet::from([format!("target-{}", at + 1)]));
+    }
+
+    // Flows of before linger, so the budget is above what they take.
+    let flows = || {
+        let counters = bed.gateway().counters().unwrap();
+        counters["endpoints"].as_array().unwrap().iter().find(|of| of["id"] == endpoint.as_str()).unwrap()["traffic"]["flows"]
+            .as_u64()
+            .unwrap()
+    };
+    eventually("flows of before have ended", 3 * SOON, || flows() == 0);
+    let connect = |count: usize| -> Vec<_> {
+        bed.ask(0, |_| (0..count).filter_map(|_| quick.connect(network::bulk(), 0).ok()).collect())
+    };
+    let generation = || {
+        let counters = bed.gateway().counters().unwrap();
+        let workers = counters["workers"].as_array().unwrap().iter();
+        workers.map(|worker| worker["worker"]["generation"].as_u64().unwrap()).min().unwrap()
+    };
+    let before = generation();
+    run(&bed, CONSUMERS[0], &format!("endpoint update {endpoint} --max-flows 5 --wait"));
+    eventually("every worker has the tables with the budget", SOON, || generation() > before);
+    let few = connect(8);
+    assert_eq!(few.len(), 5, "a budget of five");
+    run(&bed, CONSUMERS[0], &format!("endpoint update {endpoint} --max-flows 7 --wait"));
+    let mut more = Vec::new();
+    eventually("a raised budget holds at run time", SOON, || {
+        more.extend(connect(1));
+        more.len() == 2
+    });
+    assert_eq!(connect(3).len(), 0);
+    let refused = run_refused(&bed, CONSUMERS[0], &format!("endpoint update {endpoint} --max-flows 0"));
+    assert!(matches!(refused, Err(ControlError::Refused { .. })), "{refused:?}");
 }

@@ -45,9 +45,9 @@ pub(super) enum Form {
     Texts(&'static str),
     /// `ADDRESS=GATEWAY`, an object.
     Pins,
-    /// `ADDRESS:PORT[,weight=N][,zone=ZONE]`.
+    /// `ADDRESS:PORT[,weight=N][,mapped_port=N][,zone=ZONE]`.
     Targets,
-    /// `PROTOCOL:PORT=GROUP[*WEIGHT][+GROUP[*WEIGHT]…][,idle_seconds=N][,mss=N][,reset_on_expiry=true]`.
+    /// `PROTOCOL:PORT[-LAST]=GROUP[*WEIGHT][+GROUP[*WEIGHT]…][,idle_seconds=N][,mss=N][,reset_on_expiry=true]`.
     Listeners,
     /// `DESTINATION[=ROUTER]`.
     Routes,
@@ -66,8 +66,10 @@ impl Form {
             Self::Number => "NUMBER",
             Self::Switch => "true|false",
             Self::Pins => "ADDRESS=GATEWAY",
-            Self::Targets => "ADDRESS:PORT[,weight=N][,zone=ZONE]",
-            Self::Listeners => "PROTOCOL:PORT=GROUP[*WEIGHT][+GROUP…][,idle_seconds=N][,mss=N][,reset_on_expiry=true]",
+            Self::Targets => "ADDRESS:PORT[,weight=N][,mapped_port=N][,zone=ZONE]",
+            Self::Listeners => {
+                "PROTOCOL:PORT[-LAST]=GROUP[*WEIGHT][+GROUP…][,idle_seconds=N][,mss=N][,reset_on_expiry=true]"
+            }
             Self::Routes => "DESTINATION[=ROUTER]",
             Self::Addresses => "ADDRESS|any[,zone=ZONE][,gateway=GATEWAY]",
             Self::Rules => "SOURCE[,protocol=tcp|udp][,ports=FIRST-LAST]",
@@ -148,7 +150,7 @@ impl Form {
 
 /// Reads `ADDRESS:PORT` and what may follow it.
 pub(super) fn target(text: &str) -> Option<Value> {
-    let (address, mut item) = pairs(text, &["weight", "zone"])?;
+    let (address, mut item) = pairs(text, &["weight", "mapped_port", "zone"])?;
     let socket: std::net::SocketAddr = address.parse().ok()?;
     item.insert("address".to_owned(), socket.ip().to_string().into());
     item.insert("port".to_owned(), socket.port().into());
@@ -170,14 +172,18 @@ fn listener(text: &str) -> Option<Value> {
         }
     });
     item.insert("protocol".to_owned(), protocol.into());
-    item.insert("port".to_owned(), port.parse::<u16>().ok()?.into());
+    if port.contains('-') {
+        item.insert("ports".to_owned(), port.into());
+    } else {
+        item.insert("port".to_owned(), port.parse::<u16>().ok()?.into());
+    }
     item.insert("target_groups".to_owned(), groups.collect::<Option<Vec<_>>>()?.into());
     Some(Value::Object(item))
 }
 
 /// `HEAD[,KEY=VALUE…]` with the keys that there are; digits are numbers where the key asks for one.
 fn pairs<'a>(text: &'a str, keys: &[&str]) -> Option<(&'a str, Map<String, Value>)> {
-    const NUMBERS: [&str; 3] = ["weight", "idle_seconds", "mss"];
+    const NUMBERS: [&str; 4] = ["weight", "mapped_port", "idle_seconds", "mss"];
     let mut parts = text.split(',');
     let head = parts.next().filter(|head| !head.is_empty())?;
     let mut map = Map::new();

@@ -134,6 +134,13 @@ const SNAT_POOL: &[Field] = &[
     Field::new("address", "addresses", Form::Texts("ADDRESS"), "An address of the VPC that nobody else has"),
     Field::new("ports", "ports", Form::Text("FIRST-LAST"), "Ports of each address, within 1024-65535"),
     Field::new("rest-seconds", "rest_seconds", Form::Number, "How long a freed port rests, 0 to 240 seconds"),
+    Field::new("draining", "draining", Form::Texts("ADDRESS"), "One of its addresses that gets no new flows"),
+    Field::new(
+        "exhausted",
+        "exhausted",
+        Form::Choice(&["drop", "reset", "unreachable"]),
+        "What a client is told for whom there is no port, or who meets a limit",
+    ),
     Field::new("pin", "pinned", Form::Pins, "An address that a given gateway holds"),
 ];
 
@@ -200,12 +207,18 @@ const TARGET_GROUP: &[Field] = &[
         Form::Choice(&["off", "aws", "google", "azure"]),
         "PROXY protocol header in front of each TCP connection's data",
     ),
+    Field::new(
+        "sticky-seconds",
+        "sticky_seconds",
+        Form::Number,
+        "How long clients stay with their targets, 1 to 604800 seconds; without: they do not",
+    ),
     Field::new("target", "targets", Form::Targets, "A target"),
 ];
 
 const LOAD_BALANCER: &[Field] = &[
     Field::new("listener", "listeners", Form::Listeners, "What it listens on, and the target groups behind"),
-    Field::new("cross-zone", "cross_zone", Form::Switch, "Whether targets of other zones get flows"),
+    Field::new("cross-zone", "cross_zone", Form::Switch, "Whether targets of all zones get flows of each address"),
     Field::new("security-group", "security_groups", Form::Texts("GROUP"), "A security group"),
     Field::new(
         "enforce-on-private-link",
@@ -246,6 +259,14 @@ const ENDPOINT: &[Field] = &[
     Field::new("echo", "echo", Form::Switch, "Whether ICMP echo is answered"),
     Field::new("security-group", "security_groups", Form::Texts("GROUP"), "A security group"),
     Field::new("snat-port-budget", "snat_port_budget", Form::Number, "Most SNAT ports at a time"),
+    Field::new("max-flows", "max_flows", Form::Number, "Most live flows"),
+    Field::new("new-flows-per-second", "new_flows_per_second", Form::Number, "Most new flows in a second"),
+    Field::new(
+        "bytes-per-second",
+        "bytes_per_second",
+        Form::Number,
+        "Most bytes in a second, both directions together",
+    ),
 ];
 
 const SECURITY_GROUP: &[Field] = &[

@@ -1,8 +1,8 @@
 //! Target groups, load balancers, services, security groups.
 
-use std::collections::BTreeMap;
 use std::ops::RangeInclusive;
 
+use postern_tables::check::range;
 use postern_tables::error::Problem;
 
 use super::super::Refusal;
@@ -37,6 +37,14 @@ impl Checker<'_, '_> {
         if let Some(seconds) = spec.deregistration_delay_seconds {
             number(|| "spec.deregistration_delay_seconds".to_owned(), seconds, (0, 3600), " seconds")?;
         }
+        if let Some(seconds) = spec.sticky_seconds {
+            number(|| "spec.sticky_seconds".to_owned(), seconds, range::STICKY_SECONDS, " seconds")?;
+            if spec.targets.iter().any(|target| target.mapped_port.is_some()) {
+                let problem = "is not for a group that maps ports, where the port says which target it is";
+                return Err(Refusal::value("spec.sticky_seconds", seconds, problem));
+            }
+        }
+        mapped_ports(&spec.targets)?;
         if spec.proxy_protocol != ProxyProtocol::Off {
             let names = |listener: &ListenerSpec| {
                 listener.protocol == Protocol::Udp
@@ -117,14 +125,15 @@ impl Checker<'_, '_> {
         few("spec.listeners", spec.listeners.len(), 1000, " listeners")?;
         few("spec.security_groups", spec.security_groups.len(), 16, " security groups")?;
         unique(spec.security_groups.iter(), |at| format!("spec.security_groups[{at}]"), |id| (*id).clone())?;
-        let mut first = BTreeMap::new();
+        let mut first: Vec<(Protocol, RangeInclusive<u16>, usize)> = Vec::new();
         let mut family = None;
         for (at, listener) in spec.listeners.iter().enumerate() {
-            check_listener(&format!("spec.listeners[{at}]"), listener)?;
-            if let Some(first) = first.insert((listener.protocol, listener.port), at) {
+            let ports = check_listener(&format!("spec.listeners[{at}]"), listener)?;
+            if let Some((port, first)) = overlap(&first, listener.protocol, &ports) {
                 let first = format!("spec.listeners[{first}].port");
-                return Err(twice(format!("spec.listeners[{at}].port"), listener, "load balancer", first));
+                return Err(twice(format!("spec.listeners[{at}].port"), listener, port, "load balancer", first));
             }
+            first.push((listener.protocol, ports, at));
             for (number, group) in listener.target_groups.iter().enumerate() {
                 if listener.protocol == Protocol::Udp && self.has_header(&group.target_group) {
                     let field = format!("spec.listeners[{at}].target_groups[{number}].target_group");
@@ -171,16 +180,18 @@ impl Checker<'_, '_> {
         if let Some(name) = &spec.private_dns_name {
             dns_name("spec.private_dns_name", name)?;
         }
-        let mut first = BTreeMap::new();
+        let mut first: Vec<(Protocol, RangeInclusive<u16>, &String)> = Vec::new();
         for (at, id) in spec.load_balancers.iter().enumerate() {
             let balancer = self.draft.object(Kind::LoadBalancer, id).and_then(|object| object.as_load_balancer());
             let Some(balancer) = balancer else { continue };
             for listener in &balancer.spec.listeners {
-                let earlier = first.insert((listener.protocol, listener.port), &balancer.metadata.name);
-                if let Some(earlier) = earlier.filter(|earlier| **earlier != balancer.metadata.name) {
+                let Some(ports) = ports_of(listener) else { continue };
+                let earlier = overlap(&first, listener.protocol, &ports);
+                if let Some((port, earlier)) = earlier.filter(|(_, earlier)| ***earlier != balancer.metadata.name) {
                     let first = format!("that of load balancer \"{earlier}\"");
-                    return Err(twice(format!("spec.load_balancers[{at}]"), listener, "service", first));
+                    return Err(twice(format!("spec.load_balancers[{at}]"), listener, port, "service", first));
                 }
+                first.push((listener.protocol, ports, &balancer.metadata.name));
             }
         }
         match &spec.plain {
@@ -219,10 +230,63 @@ impl Checker<'_, '_> {
     }
 }
 
-fn check_listener(prefix: &str, listener: &ListenerSpec) -> Result<(), Refusal> {
+/// Either all targets have a mapped port, each another, or none has.
+fn mapped_ports(targets: &[TargetSpec]) -> Result<(), Refusal> {
+    if targets.iter().all(|target| target.mapped_port.is_none()) {
+        return Ok(());
+    }
+    let field = |at: usize| format!("spec.targets[{at}].mapped_port");
+    for (at, target) in targets.iter().enumerate() {
+        let Some(port) = target.mapped_port else {
+            let problem = "is required, because other targets of the group have one; allowed is 1 to 65535";
+            return Err(Refusal::value(field(at), "null", problem));
+        };
+        number(|| field(at), port, (1, 65_535), "")?;
+    }
+    unique(targets.iter().filter_map(|target| target.mapped_port), field, ToString::to_string)
+}
+
+/// The ports of a listener; `None` where they make no sense.
+fn ports_of(listener: &ListenerSpec) -> Option<RangeInclusive<u16>> {
+    match &listener.ports {
+        None => Some(listener.port..=listener.port),
+        Some(ports) => {
+            let range = numbers(ports)?;
+            Some(u16::try_from(*range.start()).ok()?..=u16::try_from(*range.end()).ok()?)
+        }
+    }
+    .filter(|range| *range.start() > 0)
+}
+
+/// A port that a listener would take from one before, and what that one is.
+fn overlap<'t, T>(
+    taken: &'t [(Protocol, RangeInclusive<u16>, T)],
+    protocol: Protocol,
+    ports: &RangeInclusive<u16>,
+) -> Option<(u16, &'t T)> {
+    taken.iter().find_map(|(of, other, what)| {
+        let port = *other.start().max(ports.start());
+        (*of == protocol && other.contains(&port) && ports.contains(&port)).then_some((port, what))
+    })
+}
+
+/// Returns its ports.
+fn check_listener(prefix: &str, listener: &ListenerSpec) -> Result<RangeInclusive<u16>, Refusal> {
     let field = |name: &str| format!("{prefix}.{name}");
     let tcp = listener.protocol == Protocol::Tcp;
-    number(|| field("port"), listener.port, (1, 65_535), "")?;
+    let ports = match &listener.ports {
+        None => number(|| field("port"), listener.port, (1, 65_535), "").map(|()| listener.port..=listener.port)?,
+        Some(ports) if listener.port != 0 => {
+            return Err(Refusal::value(
+                field("ports"),
+                ports,
+                "does not go together with port; allowed is one of the two",
+            ));
+        }
+        Some(ports) => ports_of(listener).ok_or_else(|| {
+            Refusal::form(field("ports"), ports, "a range of ports; allowed is FIRST-LAST within 1-65535")
+        })?,
+    };
     if let Some(idle) = listener.idle_seconds {
         let (range, unit) = if tcp { ((60, 6000), " seconds for TCP") } else { ((10, 6000), " seconds for UDP") };
         number(|| field("idle_seconds"), idle, range, unit)?;
@@ -244,13 +308,17 @@ fn check_listener(prefix: &str, listener: &ListenerSpec) -> Result<(), Refusal> 
         number(|| format!("{prefix}.target_groups[{at}].weight"), group.weight, (0, 999), "")?;
     }
     let place = |at: usize| format!("{prefix}.target_groups[{at}].target_group");
-    unique(groups.iter().map(|group| &group.target_group), place, |id| (*id).clone())
+    unique(groups.iter().map(|group| &group.target_group), place, |id| (*id).clone())?;
+    Ok(ports)
 }
 
-fn twice(field: String, listener: &ListenerSpec, of: &'static str, first: String) -> Refusal {
+fn twice(field: String, listener: &ListenerSpec, port: u16, of: &'static str, first: String) -> Refusal {
     let protocol = if listener.protocol == Protocol::Tcp { "tcp" } else { "udp" };
-    let problem = Problem::ListenerTwice { protocol, port: listener.port, of, first };
-    Refusal::value(field, listener.port, problem)
+    let problem = Problem::ListenerTwice { protocol, port, of, first };
+    match &listener.ports {
+        Some(ports) => Refusal::value(field, ports, problem),
+        None => Refusal::value(field, port, problem),
+    }
 }
 
 fn health_check(check: &HealthCheckSpec) -> Result<(), Refusal> {

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use super::super::addresses::Prefix;
-use super::super::model::{Kind, ProxyProtocol, TargetSpec, feature};
+use super::super::model::{EndpointSpec, Exhausted, Kind, ProxyProtocol, TargetSpec, feature};
 use super::super::object::AnyObject;
 use super::super::{Code, Refusal};
 use super::Checker;
@@ -102,11 +102,16 @@ fn needs(object: &AnyObject) -> BTreeSet<Need> {
         }
         AnyObject::SnatPool(pool) => {
             need(feature::IPV6, "spec.addresses", pool.spec.addresses.iter().any(IpAddr::is_ipv6));
+            need(feature::BUDGETS, "spec.draining", !pool.spec.draining.is_empty());
+            need(feature::BUDGETS, "spec.exhausted", pool.spec.exhausted != Exhausted::Drop);
         }
         AnyObject::TargetGroup(group) => {
             let (six, zones) = targets(&group.spec.targets);
             need(feature::IPV6, "spec.targets", six);
             need(feature::ZONES, "spec.targets", zones);
+            let maps = group.spec.targets.iter().any(|target| target.mapped_port.is_some());
+            need(feature::PORT_MAPPING, "spec.targets", maps);
+            need(feature::STICKINESS, "spec.sticky_seconds", group.spec.sticky_seconds.is_some());
             need(feature::HEALTH_CHECKS, "spec.health_check", group.spec.health_check.is_some());
             let has_header = group.spec.proxy_protocol != ProxyProtocol::Off;
             need(feature::PROXY_PROTOCOL, "spec.proxy_protocol", has_header);
@@ -114,6 +119,8 @@ fn needs(object: &AnyObject) -> BTreeSet<Need> {
         AnyObject::LoadBalancer(balancer) => {
             need(feature::SECURITY_GROUPS, "spec.security_groups", !balancer.spec.security_groups.is_empty());
             need(feature::ZONES, "spec.cross_zone", balancer.spec.cross_zone == Some(false));
+            let ranges = balancer.spec.listeners.iter().any(|listener| listener.ports.is_some());
+            need(feature::PORT_MAPPING, "spec.listeners", ranges);
             let tells = balancer.spec.listeners.iter().any(|listener| listener.reset_on_expiry == Some(true));
             need(feature::RESET_ON_EXPIRY, "spec.listeners", tells);
         }
@@ -128,7 +135,12 @@ fn needs(object: &AnyObject) -> BTreeSet<Need> {
             let mut addresses = endpoint.status.addresses.iter().map(|held| held.address);
             need(feature::IPV6, "spec.addresses", addresses.any(|address| address.is_ipv6()));
             need(feature::SECURITY_GROUPS, "spec.security_groups", !endpoint.spec.security_groups.is_empty());
-            need(feature::BUDGETS, "spec.snat_port_budget", endpoint.spec.snat_port_budget.is_some());
+            let EndpointSpec { snat_port_budget, max_flows, new_flows_per_second, bytes_per_second, .. } =
+                &endpoint.spec;
+            need(feature::BUDGETS, "spec.snat_port_budget", snat_port_budget.is_some());
+            need(feature::BUDGETS, "spec.max_flows", max_flows.is_some());
+            need(feature::BUDGETS, "spec.new_flows_per_second", new_flows_per_second.is_some());
+            need(feature::BUDGETS, "spec.bytes_per_second", bytes_per_second.is_some());
         }
         _ => {}
     }

@@ -2,6 +2,7 @@
 
 use std::net::IpAddr;
 
+use postern_tables::check::range::{BANDWIDTH, FLOWS, NEW_FLOWS};
 use postern_tables::check::text;
 use postern_tables::error::Problem;
 use postern_wire::MacAddress;
@@ -143,6 +144,10 @@ impl Checker<'_, '_> {
             number(|| "spec.rest_seconds".to_owned(), rest, (0, 240), " seconds")?;
         }
         unique(spec.addresses.iter(), |at| format!("spec.addresses[{at}]"), ToString::to_string)?;
+        if let Some(at) = spec.draining.iter().position(|address| !spec.addresses.contains(address)) {
+            let field = format!("spec.draining[{at}]");
+            return Err(Refusal::value(field, spec.draining[at], "is for an address that is not in the pool"));
+        }
         if let Some(address) = spec.pinned.keys().find(|address| !spec.addresses.contains(address)) {
             let field = format!("spec.pinned.{address}");
             return Err(Refusal::value(field, &spec.pinned[address], "is for an address that is not in the pool"));
@@ -189,7 +194,17 @@ impl Checker<'_, '_> {
             number(|| "spec.mtu".to_owned(), mtu, (576, 65_535), " bytes")?;
         }
         if let Some(budget) = spec.snat_port_budget {
-            number(|| "spec.snat_port_budget".to_owned(), budget, (1, i64::from(u32::MAX)), " ports")?;
+            number(|| "spec.snat_port_budget".to_owned(), budget, FLOWS, " ports")?;
+        }
+        if let Some(flows) = spec.max_flows {
+            number(|| "spec.max_flows".to_owned(), flows, FLOWS, " flows")?;
+        }
+        if let Some(flows) = spec.new_flows_per_second {
+            number(|| "spec.new_flows_per_second".to_owned(), flows, NEW_FLOWS, " flows")?;
+        }
+        if let Some(bytes) = spec.bytes_per_second {
+            let bytes = i64::try_from(bytes).unwrap_or(i64::MAX);
+            number(|| "spec.bytes_per_second".to_owned(), bytes, BANDWIDTH, " bytes")?;
         }
         let Some(network) = self.network(&spec.vpc) else { return Ok(()) };
         let field = |at: usize| format!("spec.addresses[{at}].address");

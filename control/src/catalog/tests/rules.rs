@@ -102,6 +102,26 @@ fn values_out_of_range_are_refused_with_field_value_and_what_is_allowed() {
         "wrong family",
     );
     refused(&world, Kind::TargetGroup, group(json!({ "slots": 7 })), "spec.slots", "16381 or 65537");
+    refused(&world, Kind::TargetGroup, group(json!({ "sticky_seconds": 0 })), "spec.sticky_seconds", "1 to 604800");
+    let both = json!({ "targets": [
+        { "address": "10.1.0.11", "port": 80, "mapped_port": 7 }, { "address": "10.1.0.12", "port": 80 },
+    ] });
+    refused(
+        &world,
+        Kind::TargetGroup,
+        group(both),
+        "spec.targets[1].mapped_port",
+        "other targets of the group have one",
+    );
+    let ports = json!({ "port": 0, "ports": "90-80" });
+    refused(&world, Kind::LoadBalancer, listener(ports), "spec.listeners[0].ports", "FIRST-LAST within 1-65535");
+    let ports = json!({ "ports": "90-95" });
+    refused(&world, Kind::LoadBalancer, listener(ports), "spec.listeners[0].ports", "one of the two");
+    let overlapping = json!({ "listeners": [
+        { "port": 80, "target_groups": [{ "target_group": "web" }] },
+        { "ports": "70-90", "target_groups": [{ "target_group": "web" }] },
+    ] });
+    refused(&world, Kind::LoadBalancer, overlapping, "spec.listeners[1].port", "tcp port 80");
     refused(&world, Kind::TargetGroup, json!({ "vpc": "shop-net" }), "spec.snat_pool", "is required");
     let check = group(json!({ "health_check": { "interval_seconds": 4 } }));
     refused(&world, Kind::TargetGroup, check, "spec.health_check.interval_seconds", "5 to 300 seconds");
@@ -195,6 +215,8 @@ fn what_a_gateway_cannot_enforce_is_refused_and_not_stored() {
     let service = world.service_id();
     let target = json!([{ "address": "10.1.0.12", "port": 1, "zone": "a" }]);
     let listeners = json!([{ "port": 1, "target_groups": [{ "target_group": "web" }] }]);
+    let mapped = |port: u16| json!([{ "address": "10.1.0.12", "port": 1, "mapped_port": port }]);
+    let ranges = json!([{ "ports": "9000-9001", "target_groups": [{ "target_group": "web" }] }]);
     let cases = [
         (
             Kind::Endpoint,
@@ -202,6 +224,20 @@ fn what_a_gateway_cannot_enforce_is_refused_and_not_stored() {
             feature::SECURITY_GROUPS,
         ),
         (Kind::Endpoint, json!({ "vpc": "bank-net", "service": service, "snat_port_budget": 5 }), feature::BUDGETS),
+        (Kind::Endpoint, json!({ "vpc": "bank-net", "service": service, "max_flows": 5 }), feature::BUDGETS),
+        (Kind::Endpoint, json!({ "vpc": "bank-net", "service": service, "new_flows_per_second": 5 }), feature::BUDGETS),
+        (Kind::Endpoint, json!({ "vpc": "bank-net", "service": service, "bytes_per_second": 50000 }), feature::BUDGETS),
+        (
+            Kind::TargetGroup,
+            json!({ "vpc": "shop-net", "snat_pool": "pool", "targets": mapped(9092) }),
+            feature::PORT_MAPPING,
+        ),
+        (
+            Kind::TargetGroup,
+            json!({ "vpc": "shop-net", "snat_pool": "pool", "sticky_seconds": 5 }),
+            feature::STICKINESS,
+        ),
+        (Kind::LoadBalancer, json!({ "listeners": ranges }), feature::PORT_MAPPING),
         (Kind::TargetGroup, json!({ "vpc": "shop-net", "snat_pool": "pool", "targets": target }), feature::ZONES),
         (
             Kind::TargetGroup,

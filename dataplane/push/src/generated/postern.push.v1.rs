@@ -253,6 +253,11 @@ pub struct SnatPool {
     pub ports: ::core::option::Option<::prost::alloc::string::String>,
     #[prost(uint32, optional, tag = "5")]
     pub rest_seconds: ::core::option::Option<u32>,
+    /// those of addresses that get no new flows
+    #[prost(string, repeated, tag = "6")]
+    pub draining: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    #[prost(enumeration = "Exhausted", optional, tag = "7")]
+    pub exhausted: ::core::option::Option<i32>,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct SecurityGroup {
@@ -395,6 +400,14 @@ pub struct Endpoint {
     pub echo: ::core::option::Option<bool>,
     #[prost(string, repeated, tag = "7")]
     pub security_groups: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    #[prost(uint32, optional, tag = "8")]
+    pub snat_port_budget: ::core::option::Option<u32>,
+    #[prost(uint32, optional, tag = "9")]
+    pub max_flows: ::core::option::Option<u32>,
+    #[prost(uint32, optional, tag = "10")]
+    pub new_flows_per_second: ::core::option::Option<u32>,
+    #[prost(uint64, optional, tag = "11")]
+    pub bytes_per_second: ::core::option::Option<u64>,
     /// of each address; empty for none
     #[prost(string, repeated, tag = "20")]
     pub zones: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
@@ -486,6 +499,39 @@ impl Kind {
             "KIND_SERVICE" => Some(Self::Service),
             "KIND_ENDPOINT" => Some(Self::Endpoint),
             "KIND_SECURITY_GROUP" => Some(Self::SecurityGroup),
+            _ => None,
+        }
+    }
+}
+/// What a client is told whose flow cannot be opened for want of ports, or because of a limit of its endpoint.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum Exhausted {
+    Unspecified = 0,
+    Drop = 1,
+    Reset = 2,
+    Unreachable = 3,
+}
+impl Exhausted {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Unspecified => "EXHAUSTED_UNSPECIFIED",
+            Self::Drop => "EXHAUSTED_DROP",
+            Self::Reset => "EXHAUSTED_RESET",
+            Self::Unreachable => "EXHAUSTED_UNREACHABLE",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "EXHAUSTED_UNSPECIFIED" => Some(Self::Unspecified),
+            "EXHAUSTED_DROP" => Some(Self::Drop),
+            "EXHAUSTED_RESET" => Some(Self::Reset),
+            "EXHAUSTED_UNREACHABLE" => Some(Self::Unreachable),
             _ => None,
         }
     }

@@ -6,13 +6,13 @@ use std::sync::Arc;
 use postern_selection::MaglevTable;
 use postern_wire::Family;
 
-use super::health;
 use super::network::{Facts, LEAST_MTU, LocalKey, Network};
 use super::security;
 use super::{
     CheckedBalancer, CheckedEndpoint, CheckedGroup, CheckedListener, CheckedService, CheckedTarget, Checker, Names,
     World, text,
 };
+use super::{health, range};
 use crate::declaration::{self, Declaration, Protocol};
 use crate::error::Problem;
 use crate::resource::ResourceKind;
@@ -64,7 +64,7 @@ pub(super) fn groups(
                 if written.targets.iter().any(|target| target.mapped_port.is_some()) {
                     checker.error(key(at, "sticky_seconds"), seconds, Problem::Form(MAPPED_IS_STICKY.to_owned()));
                 }
-                checker.number(&|| key(at, "sticky_seconds"), seconds, (1, 604_800), " seconds") as u32
+                checker.number(&|| key(at, "sticky_seconds"), seconds, range::STICKY_SECONDS, " seconds") as u32
             }),
             targets,
         });
@@ -461,11 +461,10 @@ fn limits(
     let mut limit = |field: &str, value: Option<i64>, range: (i64, i64), unit: &'static str| {
         value.map(|value| checker.number(&|| key(field), value, range, unit))
     };
-    let flows = (1, 1 << 24);
-    let ports = limit("snat_port_budget", written.snat_port_budget, flows, " ports");
-    let most = limit("max_flows", written.max_flows, flows, " flows");
-    let new = limit("new_flows_per_second", written.new_flows_per_second, (1, 1_000_000), " flows");
-    let bytes = limit("bytes_per_second", written.bytes_per_second, (10_000, 100_000_000_000), " bytes");
+    let ports = limit("snat_port_budget", written.snat_port_budget, range::FLOWS, " ports");
+    let most = limit("max_flows", written.max_flows, range::FLOWS, " flows");
+    let new = limit("new_flows_per_second", written.new_flows_per_second, range::NEW_FLOWS, " flows");
+    let bytes = limit("bytes_per_second", written.bytes_per_second, range::BANDWIDTH, " bytes");
     snapshot::EndpointLimits {
         ports: ports.map(|ports| ports as u32),
         flows: most.map(|flows| flows as u32),
