@@ -381,8 +381,11 @@ pub struct Service {
     /// Listeners with one port by (IP protocol number, port), sorted.
     pub listeners: Arc<[((u8, u16), ListenerIndex)]>,
     /// Those with more than one port by (IP protocol number, first port, last port), sorted.
-    pub ranges: Arc<[((u8, u16, u16), ListenerIndex)]>,
+    pub ranges: Arc<[PortRange]>,
 }
+
+/// A listener by IP protocol number, first and last port.
+pub type PortRange = ((u8, u16, u16), ListenerIndex);
 
 impl Service {
     /// The listener whose ports a port is among.
