@@ -47,13 +47,14 @@ impl Forwarder<'_> {
         let fragment = !parsed.key.is_wide() && is_fragment(frame, parsed);
         let fragment_header = if fragment { ipv6::FRAGMENT_HEADER } else { 0 };
         let translated = payload + if reverse { ipv6::HEADER + fragment_header } else { ipv4::HEADER } as u32;
-        let mut cut = false;
+        let cut;
+        let mut most = mtu;
         if reverse {
             let mtu = mtu.min(endpoint_mtu);
-            if translated > u32::from(mtu) {
-                if may_be_cut(frame, parsed) {
-                    return self.refuse_for(endpoint, DropReason::Nat64);
-                }
+            most = mtu;
+            // RFC 7915 §4: what the sender lets routers fragment, the translator does.
+            cut = translated > u32::from(mtu) && may_be_cut(frame, parsed);
+            if translated > u32::from(mtu) && !cut {
                 return self.too_big(frame, parsed, endpoint, mtu.saturating_sub(GROWTH), outbox, now);
             }
         } else {
@@ -91,7 +92,7 @@ impl Forwarder<'_> {
         };
         let Ok(new) = new else { return self.refuse_for(endpoint, DropReason::Nat64) };
         if cut {
-            return self.forward_in_pieces(frame, &new, endpoint, hop_index, mtu, to, outbox, now);
+            return self.forward_in_pieces(frame, &new, endpoint, hop_index, most, to, outbox, now);
         }
         self.send_rewritten(frame, &new, endpoint, hop_index, outbox, now)
     }

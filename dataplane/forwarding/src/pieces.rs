@@ -1,4 +1,5 @@
-//! Packets that are larger than the way out allows, and may be cut: they leave as fragments (RFC 791 §3.2).
+//! Packets that are larger than the way out allows, and may be cut: they leave as fragments (RFC 791 §3.2; RFC 7915 §4 for
+//! what becomes IPv6).
 
 use postern_measurement::Now;
 use postern_translation::fragments::{Pieces, complete_transport_checksum, identify};
@@ -8,6 +9,10 @@ use postern_wire::{FlowKey, Frame, Offload, Parsed};
 use crate::forwarder::Forwarder;
 use crate::outbox::{Origin, Outbox};
 use crate::verdict::{DropReason, Verdict};
+
+fn is_ipv6(packet: &[u8]) -> bool {
+    packet.first().is_some_and(|first| first >> 4 == 6)
+}
 
 /// Where the pieces of one received frame go.
 struct Way {
@@ -40,7 +45,7 @@ impl Forwarder<'_> {
             self.send_segments(frame, parsed, &way, to, outbox)
         } else {
             complete_transport_checksum(frame, parsed);
-            match Pieces::new(&frame.bytes()[l3..], mtu) {
+            match self.fragments_of(&frame.bytes()[l3..], mtu, to) {
                 None => Err(DropReason::Unsegmentable),
                 Some(pieces) => {
                     self.room_for(pieces.len(), &way, outbox).map(|()| self.send_pieces(&pieces, true, &way, outbox))
@@ -72,11 +77,11 @@ impl Forwarder<'_> {
         let mut send = || {
             for at in 0..segments.len() {
                 let length = segments.write(at, &mut buffer);
-                if at > 0 {
+                if at > 0 && !is_ipv6(buffer.get(l3..).unwrap_or_default()) {
                     identify(&mut buffer, l3, self.fragments.next_identification(to));
                 }
                 let packet = buffer.get(l3..length).ok_or(DropReason::Unsegmentable)?;
-                let pieces = Pieces::new(packet, way.mtu).ok_or(DropReason::Unsegmentable)?;
+                let pieces = self.fragments_of(packet, way.mtu, to).ok_or(DropReason::Unsegmentable)?;
                 if at == 0 {
                     // No segment is longer than the first.
                     self.room_for(pieces.len() * segments.len(), way, outbox)?;
@@ -88,6 +93,14 @@ impl Forwarder<'_> {
         let sent = send();
         self.fragments.return_buffer(buffer);
         sent
+    }
+
+    /// The fragments of a packet of either family.
+    fn fragments_of<'p>(&mut self, packet: &'p [u8], mtu: u16, to: FlowKey) -> Option<Pieces<'p>> {
+        if is_ipv6(packet) {
+            return Pieces::new_ipv6(packet, mtu, self.fragments.next_identification(to).into());
+        }
+        Pieces::new(packet, mtu)
     }
 
     /// Whether so many pieces can be sent or kept.

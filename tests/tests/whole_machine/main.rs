@@ -17,6 +17,7 @@ mod frames;
 mod health;
 mod host;
 mod inspection;
+mod ipv6;
 mod life;
 mod matrix;
 mod noise;

@@ -1,4 +1,4 @@
-//! Cutting an IPv4 packet into fragments (RFC 791 §3.2), also one that is a fragment already.
+//! Cutting a packet into fragments (RFC 791 §3.2, RFC 8200 §4.5), also one that is a fragment already.
 
 use postern_wire::checksum::{Delta, checksum};
 use postern_wire::parse::PROTOCOL_UDP;
@@ -11,6 +11,10 @@ const MORE: u16 = 0x2000;
 const OFFSET: u16 = 0x1fff;
 /// Set in an option's kind if every fragment carries it.
 const COPIED: u8 = 0x80;
+/// Fields of the IPv6 header, and the number of the fragment header.
+const PAYLOAD_LENGTH: usize = 4;
+const NEXT_HEADER: usize = 6;
+const FRAGMENT: u8 = 44;
 const OPTION_END: u8 = 0;
 const OPTION_NOTHING: u8 = 1;
 
@@ -21,8 +25,17 @@ pub struct Pieces<'a> {
     payload: &'a [u8],
     /// Bytes that every fragment but the last carries.
     most: usize,
-    /// Flags and offset of the packet itself.
+    /// Flags and offset of the packet itself, as IPv4 has them.
     field: u16,
+    /// Of IPv6: what the fragment header says beside that.
+    wide: Option<Wide>,
+}
+
+/// What is in a fragment header of IPv6.
+#[derive(Clone, Copy, Debug)]
+struct Wide {
+    next_header: u8,
+    identification: [u8; 4],
 }
 
 impl<'a> Pieces<'a> {
@@ -34,7 +47,26 @@ impl<'a> Pieces<'a> {
         let (header, payload) = packet.split_at_checked(header_length)?;
         let most = usize::from(mtu).checked_sub(header_length)? / UNIT * UNIT;
         let field = u16::from_be_bytes([header[ipv4::FRAGMENT], header[ipv4::FRAGMENT + 1]]);
-        (most > 0).then_some(Self { header, payload, most, field })
+        (most > 0).then_some(Self { header, payload, most, field, wide: None })
+    }
+
+    /// The same of an IPv6 packet without extension headers, but for a fragment header if it is a fragment; if it is none, its
+    /// fragments have `identification`.
+    #[must_use]
+    pub fn new_ipv6(packet: &'a [u8], mtu: u16, identification: u32) -> Option<Self> {
+        let (header, rest) = packet.split_at_checked(ipv6::HEADER)?;
+        let most = usize::from(mtu).checked_sub(ipv6::HEADER + ipv6::FRAGMENT_HEADER)? / UNIT * UNIT;
+        let next_header = header[NEXT_HEADER];
+        let (field, wide, payload) = if next_header == FRAGMENT {
+            let ([next_header, _, high, low, identification @ ..], payload) =
+                rest.split_first_chunk::<{ ipv6::FRAGMENT_HEADER }>()?;
+            let field = u16::from_be_bytes([*high, *low]);
+            let more = if field & 1 != 0 { MORE } else { 0 };
+            (field >> 3 | more, Wide { next_header: *next_header, identification: *identification }, payload)
+        } else {
+            (0, Wide { next_header, identification: identification.to_be_bytes() }, rest)
+        };
+        (most > 0).then_some(Self { header, payload, most, field, wide: Some(wide) })
     }
 
     /// How many there are, at least 1.
@@ -54,6 +86,11 @@ impl<'a> Pieces<'a> {
         let from = index.saturating_mul(self.most);
         let Some(rest) = self.payload.get(from..).filter(|_| index < self.len()) else { return 0 };
         let part = &rest[..rest.len().min(self.most)];
+        let more = if part.len() < rest.len() { MORE } else { self.field & MORE };
+        let offset = (self.field & OFFSET) + (from / UNIT) as u16;
+        if let Some(wide) = self.wide {
+            return self.write_ipv6(wide, part, offset << 3 | u16::from(more != 0), out);
+        }
         let length = self.header.len() + part.len();
         let Some(out) = out.get_mut(..length) else { return 0 };
         let (header, payload) = out.split_at_mut(self.header.len());
@@ -62,12 +99,26 @@ impl<'a> Pieces<'a> {
         if index > 0 {
             leave_out_options(header);
         }
-        let more = if part.len() < rest.len() { MORE } else { self.field & MORE };
-        let offset = (self.field & OFFSET) + (from / UNIT) as u16;
         let field = self.field & !(MORE | OFFSET) | more | offset & OFFSET;
         header[ipv4::TOTAL_LENGTH..ipv4::TOTAL_LENGTH + 2].copy_from_slice(&(length as u16).to_be_bytes());
         header[ipv4::FRAGMENT..ipv4::FRAGMENT + 2].copy_from_slice(&field.to_be_bytes());
         ipv4::complete_checksum(header);
+        length
+    }
+
+    fn write_ipv6(&self, wide: Wide, part: &[u8], field: u16, out: &mut [u8]) -> usize {
+        let behind = ipv6::FRAGMENT_HEADER + part.len();
+        let length = self.header.len() + behind;
+        let Some(out) = out.get_mut(..length) else { return 0 };
+        let (header, rest) = out.split_at_mut(self.header.len());
+        header.copy_from_slice(self.header);
+        header[PAYLOAD_LENGTH..PAYLOAD_LENGTH + 2].copy_from_slice(&(behind as u16).to_be_bytes());
+        header[NEXT_HEADER] = FRAGMENT;
+        let (fragment, payload) = rest.split_at_mut(ipv6::FRAGMENT_HEADER);
+        let [high, low] = field.to_be_bytes();
+        fragment[..4].copy_from_slice(&[wide.next_header, 0, high, low]);
+        fragment[4..].copy_from_slice(&wide.identification);
+        payload.copy_from_slice(part);
         length
     }
 }
@@ -152,6 +203,51 @@ mod tests {
     }
 
     proptest! {
+        #[test]
+        fn ipv6_fragments_hold_the_packet_in_order_within_the_mtu(
+            payload in proptest::collection::vec(any::<u8>(), 1..5000),
+            mtu in 1280u16..3000,
+            offset in 0u16..1000,
+            more: bool,
+            is_fragment: bool,
+            identification: u32,
+        ) {
+            let payload = if more { &payload[..payload.len() / 8 * 8] } else { &payload[..] };
+            let more = more && is_fragment;
+            let mut bytes = vec![0x65, 0x43, 0x21, 0];
+            let header = if is_fragment { 8 } else { 0 };
+            bytes.extend((header + payload.len() as u16).to_be_bytes());
+            bytes.extend([if is_fragment { 44 } else { 17 }, 64]);
+            bytes.extend([7; 32]);
+            if is_fragment {
+                bytes.extend([17, 0]);
+                bytes.extend((offset << 3 | u16::from(more)).to_be_bytes());
+                bytes.extend(identification.to_be_bytes());
+            }
+            bytes.extend(payload);
+            let pieces = Pieces::new_ipv6(&bytes, mtu, identification).unwrap();
+            let mut whole: Vec<u8> = Vec::new();
+            for index in 0..pieces.len() {
+                let mut out = [0; 6000];
+                let length = pieces.write(index, &mut out);
+                prop_assert!(length > 48 || payload.is_empty());
+                prop_assert!(length <= usize::from(mtu));
+                let parsed = etherparse::IpSlice::from_slice(&out[..length]).unwrap();
+                let etherparse::IpSlice::Ipv6(parsed) = parsed else { panic!("not IPv6") };
+                prop_assert_eq!(&out[..4], &bytes[..4], "traffic class and flow label stay");
+                let Some(etherparse::Ipv6ExtensionSlice::Fragment(fragment)) = parsed.extensions().clone().into_iter().next() else {
+                    panic!("no fragment header")
+                };
+                let first = if is_fragment { usize::from(offset) * 8 } else { 0 };
+                prop_assert_eq!(usize::from(fragment.fragment_offset().value()) * 8, first + whole.len());
+                prop_assert_eq!(fragment.more_fragments(), more || index + 1 < pieces.len());
+                prop_assert_eq!(fragment.identification(), identification);
+                prop_assert_eq!(fragment.next_header().0, 17);
+                whole.extend_from_slice(&out[48..length]);
+            }
+            prop_assert_eq!(whole, payload);
+        }
+
         #[test]
         fn the_fragments_hold_the_packet_in_order_within_the_mtu(
             payload in proptest::collection::vec(any::<u8>(), 0..5000),
