@@ -357,6 +357,44 @@ async fn a_start_without_control_has_all_that_was_acknowledged() {
 }
 
 #[tokio::test]
+async fn a_full_disk_stops_no_change_keeps_nothing_older_and_with_room_again_the_next_change_brings_all_of_it() {
+    let directory = directory("full-disk");
+    let mut server = Server::start(None).await;
+    let control = plain(&directory, server.address);
+    let gateway = Gateway::start(&directory, &control);
+    let mut stream = server.stream().await;
+    stream.welcome().await;
+    stream.applies(full(5, &[])).await;
+    let (file, new) = (directory.join("tables.bin"), directory.join("tables.bin.new"));
+    assert!(file.exists());
+
+    // Whatever is written anew finds no room.
+    std::os::unix::fs::symlink("/dev/full", &new).unwrap();
+    let status = gateway.link.status();
+    stream.applies(full(6, &[endpoint("vpce-a", "10.0.0.101")])).await;
+    assert_eq!(gateway.endpoints(), [FIRST, "vpce-a"], "workers do not wait for the disk");
+    assert!(!file.exists(), "generation 5 could bring back what another gateway holds by now");
+    let said = status.report().last_error.unwrap();
+    for words in ["tables.bin: No space left on device", "a start without control would have no endpoints"] {
+        assert!(said.contains(words), "{said}");
+    }
+    stream.applies(added(7, &[endpoint("vpce-b", "10.0.0.102")])).await;
+    assert_eq!((status.counters().disk_failures.get(), status.counters().applied.get()), (2, 3));
+
+    fs::remove_file(&new).unwrap();
+    stream.applies(added(8, &[endpoint("vpce-c", "10.0.0.103")])).await;
+    assert_eq!(status.counters().disk_failures.get(), 2);
+    drop(stream);
+    server.die().await;
+    gateway.stop().await;
+    let gateway = Gateway::start(&directory, &control);
+    assert_eq!(gateway.endpoints(), [FIRST, "vpce-a", "vpce-b", "vpce-c"]);
+    assert_eq!(gateway.applied.generation, 8);
+    gateway.stop().await;
+    fs::remove_dir_all(directory).unwrap();
+}
+
+#[tokio::test]
 async fn what_control_says_no_to_is_kept_and_asked_for_slowly() {
     let directory = directory("refused");
     fs::write(directory.join("token"), "wrong").unwrap();
