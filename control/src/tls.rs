@@ -9,7 +9,10 @@ use rustls::crypto::aws_lc_rs;
 use rustls::pki_types::pem::{self, PemObject};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::server::{ServerConfig, WebPkiClientVerifier};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
 use tokio_rustls::TlsAcceptor;
+use tokio_rustls::server::TlsStream;
 
 use crate::settings::TransportSettings;
 
@@ -102,12 +105,40 @@ const HANDSHAKE_RECORD: u8 = 22;
 ///
 /// # Errors
 /// When the connection fails, or ends before it.
-pub(crate) async fn begins_as_tls(stream: &tokio::net::TcpStream) -> io::Result<bool> {
+pub(crate) async fn begins_as_tls(stream: &TcpStream) -> io::Result<bool> {
     let mut first = [0];
     match stream.peek(&mut first).await? {
         0 => Err(io::ErrorKind::UnexpectedEof.into()),
         _ => Ok(first[0] == HANDSHAKE_RECORD),
     }
+}
+
+/// A TLS connection over this one. Who is refused hears why.
+///
+/// # Errors
+/// When the handshake fails. Ends only after the other side has closed, or said more than 64 KiB: who calls bounds the time.
+pub(crate) async fn accept(tls: &ListenerTls, stream: TcpStream) -> io::Result<TlsStream<TcpStream>> {
+    match tls.acceptor().accept(stream).into_fallible().await {
+        Ok(stream) => Ok(stream),
+        Err((error, mut stream)) => {
+            // The alert says why.
+            stream.shutdown().await?;
+            read_out(&mut stream).await?;
+            Err(error)
+        }
+    }
+}
+
+/// Reads and forgets what the other sends, to its end or up to 64 KiB. A reset, which what it has sent would cause if nobody
+/// read it, would take away the last word that it was told.
+pub(crate) async fn read_out(stream: &mut TcpStream) -> io::Result<()> {
+    let mut rest = [0; 1024];
+    for _ in 0..64 {
+        if stream.read(&mut rest).await? == 0 {
+            break;
+        }
+    }
+    Ok(())
 }
 
 /// What a listener with these settings needs; `None` where they name no certificate.

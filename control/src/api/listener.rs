@@ -16,7 +16,7 @@ use hyper::server::conn::http1;
 use hyper::service::{Service as _, service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
-use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, ReadBuf};
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _, ReadBuf};
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
@@ -25,7 +25,7 @@ use tokio_rustls::server::TlsStream;
 use tracing::{debug, warn};
 
 use crate::settings::ListenAddress;
-use crate::tls::{ListenerTls, begins_as_tls, certificate_name};
+use crate::tls::{ListenerTls, accept, begins_as_tls, certificate_name, read_out};
 
 /// How long clients may take.
 #[derive(Clone, Copy, Debug)]
@@ -245,7 +245,7 @@ const TLS_WANTED: &str = "{\"code\":\"TlsRequired\",\"message\":\"this port spea
 
 async fn secure(mut stream: TcpStream, tls: &ListenerTls) -> io::Result<TlsStream<TcpStream>> {
     if begins_as_tls(&stream).await? {
-        return tls.acceptor().accept(stream).await;
+        return accept(tls, stream).await;
     }
     let length = TLS_WANTED.len();
     let answer = format!(
@@ -253,13 +253,7 @@ async fn secure(mut stream: TcpStream, tls: &ListenerTls) -> io::Result<TlsStrea
     );
     stream.write_all(answer.as_bytes()).await?;
     stream.shutdown().await?;
-    // What it has sent is read, or the word would be lost with a reset.
-    let mut rest = [0; 4096];
-    for _ in 0..64 {
-        if stream.read(&mut rest).await? == 0 {
-            break;
-        }
-    }
+    read_out(&mut stream).await?;
     Err(io::Error::new(io::ErrorKind::InvalidData, "plain text where TLS is wanted"))
 }
 

@@ -9,14 +9,14 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use futures_util::Stream;
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, mpsc};
 use tokio_rustls::server::TlsStream;
 use tonic::transport::server::Connected;
 
 use super::refusals::Refusals;
-use crate::tls::{ListenerTls, begins_as_tls, certificate_name};
+use crate::tls::{ListenerTls, accept, begins_as_tls, certificate_name, read_out};
 
 /// How long a TLS handshake may take.
 const HANDSHAKE: Duration = Duration::from_secs(10);
@@ -127,33 +127,13 @@ enum Insecure {
 
 async fn secure(mut stream: TcpStream, tls: &ListenerTls) -> Result<Box<TlsStream<TcpStream>>, Insecure> {
     if begins_as_tls(&stream).await? {
-        return match tls.acceptor().accept(stream).into_fallible().await {
-            Ok(stream) => Ok(Box::new(stream)),
-            Err((error, mut stream)) => {
-                // The alert says why; a reset, which what the other has sent would cause if nobody read it, would take it away.
-                stream.shutdown().await?;
-                read_out(&mut stream).await?;
-                Err(error.into())
-            }
-        };
+        return Ok(Box::new(accept(tls, stream).await?));
     }
     // Who speaks HTTP/2 without TLS can read this.
     stream.write_all(&go_away(TLS_WANTED)).await?;
-    // It closes when it has read the word. An end of ours could reach it between its first request and the word, and a reset,
-    // which what it has sent would cause if nobody read it, would take the word away.
+    // It closes when it has read the word. An end of ours could reach it between its first request and the word.
     read_out(&mut stream).await?;
     Err(Insecure::Plain)
-}
-
-/// Reads and forgets what the other sends, to its end or up to 64 KiB.
-async fn read_out(stream: &mut TcpStream) -> io::Result<()> {
-    let mut rest = [0; 1024];
-    for _ in 0..64 {
-        if stream.read(&mut rest).await? == 0 {
-            break;
-        }
-    }
-    Ok(())
 }
 
 /// A server's first frame of HTTP/2, its settings, and its last one, with a word why (RFC 9113, sections 6.5, 6.8 and 7).
