@@ -562,7 +562,7 @@ mod tests {
             assert_eq!(ResourceKey::try_from(key).unwrap(), resource.key());
             kinds += 1;
         }
-        assert_eq!(kinds, 8);
+        assert_eq!(kinds, 9);
     }
 
     #[test]

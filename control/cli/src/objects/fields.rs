@@ -174,6 +174,8 @@ fn listener(text: &str) -> Option<Value> {
     item.insert("protocol".to_owned(), protocol.into());
     if port.contains('-') {
         item.insert("ports".to_owned(), port.into());
+        // One of the two: no port beside the range.
+        item.insert("port".to_owned(), 0.into());
     } else {
         item.insert("port".to_owned(), port.parse::<u16>().ok()?.into());
     }

@@ -291,14 +291,14 @@ mod tests {
         let mut spec = json!({});
         for field in fields(kind) {
             let text = match field.form {
-                Form::Text(_) | Form::Texts(_) if field.path == "addresses" => "10.0.0.1",
+                Form::Text(_) | Form::Texts(_) if matches!(field.path, "addresses" | "draining") => "10.0.0.1",
                 Form::Text(_) | Form::Texts(_) => "word",
                 Form::Choice(words) => words[words.len() - 1],
                 Form::Number => "7",
                 Form::Switch => "true",
                 Form::Pins => "10.0.0.1=gw",
-                Form::Targets => "10.0.0.1:80,weight=2,zone=a",
-                Form::Listeners => "udp:53=a*2+b,idle_seconds=9,mss=1000,reset_on_expiry=true",
+                Form::Targets => "10.0.0.1:80,weight=2,mapped_port=3,zone=a",
+                Form::Listeners => "udp:53-54=a*2+b,idle_seconds=9,mss=1000,reset_on_expiry=true",
                 Form::Routes => "10.0.0.0/8=10.0.0.1",
                 Form::Addresses => "10.0.0.1,zone=a,gateway=b",
                 Form::Rules => "10.0.0.0/8,protocol=udp,ports=1-2",
