@@ -76,7 +76,7 @@ pub enum NatError {
     #[error("/proc/stat has no line of CPU times")]
     ProcStat,
     /// The gateway does not forward.
-    #[error("no answer through the gateway within five seconds")]
+    #[error("no answer through the gateway within half a minute")]
     NoPath,
     /// The dataplane ended by itself.
     #[error("the dataplane ended while it was being measured: {0}")]

@@ -57,7 +57,7 @@ impl ReflectorGateway {
     /// Starts the reflector on the gateway's CPU, and waits until it forwards.
     ///
     /// # Errors
-    /// When a socket cannot be opened, or nothing is forwarded within five seconds.
+    /// When a socket cannot be opened, or nothing is forwarded within half a minute.
     pub fn start(&self) -> Result<RunningReflector, NatError> {
         let sides = self.topology.gateway().run(|| -> Result<_, NatError> {
             let client = Interface::by_name(GATEWAY_CLIENT_INTERFACE)?;

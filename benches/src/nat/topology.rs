@@ -13,6 +13,9 @@ use postern_wire::MacAddress;
 
 use super::NatError;
 
+/// How long the path through a gateway may take to be there, on a machine that is busy with other things.
+const PATH: Duration = Duration::from_secs(30);
+
 /// The client.
 pub const CLIENT: Ipv4Addr = Ipv4Addr::new(10, 71, 1, 2);
 /// The address that the client connects to.
@@ -192,7 +195,7 @@ impl Topology {
         self.at_client(connect)?.map_err(|error| NatError::Io("make a socket at the client", error))
     }
 
-    /// Sends a datagram from the client until the server answers it, for at most five seconds: the path is up.
+    /// Sends a datagram from the client until the server answers it, for at most half a minute: the path is up.
     ///
     /// # Errors
     /// When no answer comes.
@@ -202,7 +205,7 @@ impl Topology {
         for socket in [&server, &client] {
             socket.set_read_timeout(patience).map_err(|error| NatError::Io("set a time-out", error))?;
         }
-        let deadline = Instant::now() + Duration::from_secs(5);
+        let deadline = Instant::now() + PATH;
         let mut buffer = [0; 16];
         while Instant::now() < deadline {
             // An error left over from a refused datagram is of no interest.
@@ -217,7 +220,7 @@ impl Topology {
         Err(NatError::NoPath)
     }
 
-    /// Sends a byte over TCP from the client until the server answers it, for at most five seconds: the path is up, also where
+    /// Sends a byte over TCP from the client until the server answers it, for at most half a minute: the path is up, also where
     /// a proxy accepts connections before it has one to the server.
     ///
     /// # Errors
@@ -236,7 +239,7 @@ impl Topology {
             server.write_all(&byte)?;
             client.read_exact(&mut byte)
         };
-        let deadline = Instant::now() + Duration::from_secs(5);
+        let deadline = Instant::now() + PATH;
         while Instant::now() < deadline {
             if once().is_ok() {
                 return Ok(());
