@@ -326,7 +326,7 @@ impl Forwarder<'_> {
         }
         let client = client_of(hash, endpoint, number);
         let is_good = |target| is_good(&self.snapshot, group, target);
-        self.limits.stickiness.target(client, group.sticky_seconds, now, is_good, choose)
+        self.shared.stickiness.target(client, group.sticky_seconds, now, is_good, choose)
     }
 
     /// Finds a port toward the target: first a rested one of our own, then of another worker, then one that still rests, then

@@ -168,7 +168,7 @@ pub struct Forwarder<'m> {
     pub(crate) snapshot: Arc<Snapshot>,
     pub(crate) ownership: Arc<Ownership>,
     pub(crate) counters: Arc<WorkerCounters>,
-    pub(crate) limits: Arc<SharedState>,
+    pub(crate) shared: Arc<SharedState>,
     /// By port: the attachment of its untagged frames.
     links: Vec<Link>,
     slots: Vec<Slot>,
@@ -304,7 +304,7 @@ impl<'m> Forwarder<'m> {
             ports: config.ports.clone(),
             snapshot,
             ownership,
-            limits: Arc::new(SharedState::new(vec![counters.clone()])),
+            shared: Arc::new(SharedState::new(vec![counters.clone()])),
             counters,
             links: Vec::new(),
             slots: vec![SLOT; BURST],
@@ -584,9 +584,10 @@ impl<'m> Forwarder<'m> {
         old
     }
 
-    /// Holds the limits of endpoints together with the other workers of the gateway. Without it each worker holds them alone.
-    pub fn share(&mut self, limits: Arc<SharedState>) {
-        self.limits = limits;
+    /// Holds the limits of endpoints together with the other workers of the gateway, and sends clients where they have sent
+    /// them. Without it each worker does that alone.
+    pub fn share(&mut self, shared: Arc<SharedState>) {
+        self.shared = shared;
     }
 
     /// Learns MACs, MTUs and states of the ports, by index.

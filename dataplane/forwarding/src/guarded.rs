@@ -55,7 +55,7 @@ impl Forwarder<'_> {
     ) -> Result<(), DropReason> {
         let limits = self.snapshot.endpoint(index).map(|endpoint| endpoint.limits).unwrap_or_default();
         if limits.ports.is_some() || limits.flows.is_some() {
-            let flows = self.limits.flows(index.0);
+            let flows = self.shared.flows(index.0);
             if limits.ports.is_some_and(|ports| flows > u64::from(ports)) {
                 return Err(DropReason::PortBudget);
             }
@@ -67,11 +67,11 @@ impl Forwarder<'_> {
         if matches!(note, Some(HandoffNote::Borrow { asked, round, .. }) if asked > 1 || round > 0) {
             return Ok(());
         }
-        if limits.new_flows_per_second.is_some_and(|rate| !self.limits.take_flow(index.0, rate, now)) {
+        if limits.new_flows_per_second.is_some_and(|rate| !self.shared.take_flow(index.0, rate, now)) {
             return Err(DropReason::NewFlowRate);
         }
         let bytes = slot.parsed.end - u32::from(slot.parsed.l3);
-        if limits.bytes_per_second.is_some_and(|rate| !self.limits.take_bytes(index.0, rate, bytes, now)) {
+        if limits.bytes_per_second.is_some_and(|rate| !self.shared.take_bytes(index.0, rate, bytes, now)) {
             return Err(DropReason::Bandwidth);
         }
         Ok(())
@@ -91,7 +91,7 @@ impl Forwarder<'_> {
         let rate =
             self.snapshot.endpoint(EndpointIndex(endpoint)).and_then(|endpoint| endpoint.limits.bytes_per_second);
         let bytes = slot.parsed.end - u32::from(slot.parsed.l3);
-        rate.is_none_or(|rate| self.limits.take_bytes(endpoint, rate, bytes, now))
+        rate.is_none_or(|rate| self.shared.take_bytes(endpoint, rate, bytes, now))
     }
 
     /// Drops a first packet; where it is for want of ports or because of a limit, the client is told what the pool says.

@@ -47,25 +47,24 @@ impl Forwarder<'_> {
         let fragment = !parsed.key.is_wide() && is_fragment(frame, parsed);
         let fragment_header = if fragment { ipv6::FRAGMENT_HEADER } else { 0 };
         let translated = payload + if reverse { ipv6::HEADER + fragment_header } else { ipv4::HEADER } as u32;
-        let cut;
-        let mut most = mtu;
-        if reverse {
+        let (cut, mtu) = if reverse {
             let mtu = mtu.min(endpoint_mtu);
-            most = mtu;
             // RFC 7915 §4: what the sender lets routers fragment, the translator does.
-            cut = translated > u32::from(mtu) && may_be_cut(frame, parsed);
+            let cut = translated > u32::from(mtu) && may_be_cut(frame, parsed);
             if translated > u32::from(mtu) && !cut {
                 return self.too_big(frame, parsed, endpoint, mtu.saturating_sub(GROWTH), outbox, now);
             }
+            (cut, mtu)
         } else {
             let too_large = translated > u32::from(mtu);
             // A sender that was told of a smaller MTU sends packets of the least size that IPv6 has, and relies on this.
-            cut = too_large && translated <= MAY_BE_CUT;
+            let cut = too_large && translated <= MAY_BE_CUT;
             if size.largest > u32::from(endpoint_mtu) || too_large && !cut {
                 let mtu = endpoint_mtu.min(mtu.saturating_add(GROWTH)).max(ipv6::LEAST_MTU);
                 return self.too_big6(frame, parsed, endpoint, mtu, outbox, now);
             }
-        }
+            (cut, mtu)
+        };
         if parsed.ttl <= 1 {
             return self.ttl_expired(frame, parsed, endpoint, outbox, now);
         }
@@ -92,7 +91,7 @@ impl Forwarder<'_> {
         };
         let Ok(new) = new else { return self.refuse_for(endpoint, DropReason::Nat64) };
         if cut {
-            return self.forward_in_pieces(frame, &new, endpoint, hop_index, most, to, outbox, now);
+            return self.forward_in_pieces(frame, &new, endpoint, hop_index, mtu, to, outbox, now);
         }
         self.send_rewritten(frame, &new, endpoint, hop_index, outbox, now)
     }

@@ -349,6 +349,7 @@ impl Placing<'_> {
             snapshot.target(index).map(|target| (target.address, target.port, target.zone))
         };
         before.slots == group.slots
+            && before.mapping.is_some() == group.mapping.is_some()
             && before.shares == group.shares
             && before.members == group.members
             && group.members.iter().all(|&member| place(self.old, member) == place(self.next, member))

@@ -118,7 +118,7 @@ pub struct Snapshot {
     pub selection: SelectionHash,
     /// Attachments by port and VLAN, made of `attachments`; see [`Snapshot::index`].
     pub attachment_lookup: Arc<AttachmentLookup>,
-    /// Names of zones, of [`Zone`] 1 first. It only grows.
+    /// Names of zones, of [`Zone`] 1 first. It only grows, to at most [`Self::MOST_ZONES`].
     pub zones: Arc<Vec<Arc<str>>>,
     /// What the next compilation must know.
     pub history: History,
@@ -563,6 +563,8 @@ const FEW_LISTENERS: usize = 8;
 impl Snapshot {
     /// Most incarnations in [`Self::ended`]; of more the oldest are forgotten, whose flows have ended or been idle for long.
     pub const MOST_ENDED: usize = 1 << 16;
+    /// Most names of zones in the life of the tables; addresses and targets of further ones are taken for such without a zone.
+    pub const MOST_ZONES: usize = 1024;
 
     /// The attachment whose frames come in on `port` with VLAN identifier `vlan` (0: untagged).
     #[inline]
@@ -740,12 +742,15 @@ impl Snapshot {
         if name.is_empty() {
             return Zone::NONE;
         }
-        let at = self.zones.iter().position(|zone| zone == name).unwrap_or_else(|| {
-            Arc::make_mut(&mut self.zones).push(name.clone());
-            self.zones.len() - 1
-        });
-        // More zones than numbers: flows of those beyond go to targets of all zones.
-        u16::try_from(at + 1).map_or(Zone::NONE, Zone)
+        let at = match self.zones.iter().position(|zone| zone == name) {
+            Some(at) => at,
+            None if self.zones.len() == Self::MOST_ZONES => return Zone::NONE,
+            None => {
+                Arc::make_mut(&mut self.zones).push(name.clone());
+                self.zones.len() - 1
+            }
+        };
+        Zone(at as u16 + 1)
     }
 
     /// The name of a zone; empty for none.

@@ -86,7 +86,9 @@ fn meaning(snapshot: &Snapshot) -> BTreeSet<String> {
                 let policy = snapshot.policies[index.at()];
                 assert_eq!((policy.epoch, policy.mtu), (endpoint.policy_epoch, endpoint.mtu));
                 let service = &snapshot.services[endpoint.service.at()].id;
-                format!("{} {address} is {} for {service}, {} {}", vpc(*of), endpoint.id, endpoint.mtu, endpoint.echo)
+                let zone = snapshot.zone_name(endpoint.zone);
+                let (id, mtu, echo) = (&endpoint.id, endpoint.mtu, endpoint.echo);
+                format!("{} {address} is {id} for {service}, {mtu} {echo}, in \"{zone}\"", vpc(*of))
             }
             LocalAddress::Snat(pool) => format!("{} {address} is of {}", vpc(*of), snapshot.pools[pool.at()].name),
         });
@@ -102,14 +104,36 @@ fn meaning(snapshot: &Snapshot) -> BTreeSet<String> {
                 .iter()
                 .map(|(above, group)| (*above, &snapshot.target_groups[group.at()].name))
                 .collect();
+            assert_eq!(listener.last_port, *port, "one port stands among listeners, several among ranges");
+            let way = (listener.sticky, listener.cross_zone);
             let of = &listener.load_balancer;
-            facts.insert(format!("{} {protocol}/{port} by {of} {} to {groups:?}", service.id, listener.idle_seconds));
+            let idle = listener.idle_seconds;
+            facts.insert(format!("{} {protocol}/{port} by {of} {idle} {way:?} to {groups:?}", service.id));
+        }
+        for ((protocol, first, last), listener) in service.ranges.iter() {
+            let listener = &snapshot.listeners[listener.at()];
+            assert_eq!((listener.protocol, listener.port, listener.last_port), (*protocol, *first, *last));
+            let groups: Vec<_> = listener
+                .groups
+                .iter()
+                .map(|(above, group)| (*above, &snapshot.target_groups[group.at()].name))
+                .collect();
+            let way = (listener.sticky, listener.cross_zone);
+            let of = &listener.load_balancer;
+            facts.insert(format!("{} {protocol}/{first}-{last} by {of} {way:?} to {groups:?}", service.id));
         }
         facts.insert(format!("{}", service.id));
     }
     let listeners = snapshot.listeners.iter().flatten();
     let used: BTreeSet<usize> =
         listeners.flat_map(|listener| listener.groups.iter().map(|(_, group)| group.at())).collect();
+    let within_zones = snapshot.listeners.iter().flatten().filter(|listener| !listener.cross_zone);
+    let zonal: BTreeSet<usize> =
+        within_zones.flat_map(|listener| listener.groups.iter().map(|(_, group)| group.at())).collect();
+    let zones = |group: &postern_tables::snapshot::TargetGroup| -> BTreeSet<_> {
+        let zones = group.members.iter().map(|member| snapshot.target(*member).unwrap().zone);
+        zones.map(|zone| (snapshot.zone_name(zone).to_string(), zone)).filter(|(name, _)| !name.is_empty()).collect()
+    };
     for (at, group) in snapshot.target_groups.iter().enumerate().filter_map(|(at, group)| Some((at, group?))) {
         let target = |index: &postern_tables::snapshot::TargetIndex| {
             let target = snapshot.target(*index).unwrap();
@@ -123,7 +147,18 @@ fn meaning(snapshot: &Snapshot) -> BTreeSet<String> {
         let hashes = 0..if used.contains(&at) { 32u64 } else { 0 };
         let chosen: Vec<_> = hashes.map(|at| group.target(at << 27 | at).map(|index| target(&index))).collect();
         let pool = &snapshot.pools[group.pool.at()].name;
-        facts.insert(format!("{} in {} by {pool}: {members:?} {chosen:?}", group.name, vpc(group.vpc)));
+        let sticky = group.sticky_seconds;
+        facts.insert(format!("{} in {} by {pool}: {members:?} {chosen:?} {sticky}", group.name, vpc(group.vpc)));
+        let mapping = group.mapping.iter().flat_map(|mapping| mapping.iter());
+        let mapped = mapping.map(|(port, _)| (*port, group.mapped(group.mapping.as_ref().unwrap(), *port)));
+        let mapped: Vec<_> = mapped.map(|(port, index)| (port, index.map(|index| target(&index)))).collect();
+        facts.insert(format!("{} maps {mapped:?}", group.name));
+        let zoned: BTreeSet<_> = if zonal.contains(&at) { zones(group) } else { BTreeSet::new() };
+        for (name, zone) in zoned {
+            let chosen: Vec<_> =
+                (0..32u64).map(|at| group.target_in(zone, at << 27 | at).map(|index| target(&index))).collect();
+            facts.insert(format!("{} in zone {name}: {chosen:?}", group.name));
+        }
     }
     facts.insert(format!("{} targets", snapshot.registered.len()));
     facts
